@@ -1,0 +1,180 @@
+"""Numba kernels of the multiresolution hash grid for the CPU.
+
+Memory layout (row-major, float32):
+
+    table     (entries, F)        levels one after another, see GridGeometry.offsets
+    features  (S, W)              W = 3 + L * F: the position / bound, then level 0's F features, level 1's, ...
+    jacobian  (S, 3, W)           d features / d position; row d is contiguous, so contractions run over W
+
+Both passes loop over levels outside and samples inside, so that one level's table stays in the second-level cache while
+a block of samples reads it. In the table gradient each thread owns whole levels: no two threads write to one entry, so
+there are no atomics and the sum is always taken in the same order (bit-reproducible).
+"""
+
+from typing import no_type_check
+
+import numpy as np
+import torch
+from numba import njit, prange
+
+from encoder.hashgrid.geometry import PRIME_Y, PRIME_Z
+
+_BLOCK = 512
+_PRIME_Y = np.uint32(PRIME_Y)
+_PRIME_Z = np.uint32(PRIME_Z)
+
+
+def available(device: torch.device) -> str | None:
+    """``None`` when this version can run on ``device``, else the reason and the remedy."""
+    return None if device.type == "cpu" else f"Numba kernels run on the CPU, this run uses {device.type}: use --device cpu"
+
+
+@no_type_check
+@njit(inline="always")
+def _locate(position, bound, cells):
+    """Cell index, fraction inside the cell and d fraction / d position along one axis (0 outside the box)."""
+    unit = (position / bound + np.float32(1.0)) * np.float32(0.5)
+    slope = cells / (np.float32(2.0) * bound)
+    if unit < np.float32(0.0) or unit > np.float32(1.0):
+        unit = min(max(unit, np.float32(0.0)), np.float32(1.0))
+        slope = np.float32(0.0)
+    scaled = unit * cells
+    cell = min(np.int32(scaled), np.int32(cells) - np.int32(1))
+    return cell, scaled - np.float32(cell), slope
+
+
+@no_type_check
+@njit(inline="always")
+def _corner_index(cx, cy, cz, vertices, dense, mask):
+    """Entry of a grid vertex within its level: row-major when the level is dense, else the spatial hash."""
+    if dense:
+        return (np.int64(cz) * vertices + np.int64(cy)) * vertices + np.int64(cx)
+    return np.int64((np.uint32(cx) ^ (np.uint32(cy) * _PRIME_Y) ^ (np.uint32(cz) * _PRIME_Z)) & np.uint32(mask))
+
+
+@no_type_check
+@njit(parallel=True, fastmath={"contract", "nsz", "arcp"}, error_model="numpy", cache=True)
+def encode_kernel(positions, table, cells, offsets, masks, level_weights, bound, features, jacobian):
+    """Fill all of ``features`` and, unless it has no rows, of ``jacobian``; both may come uninitialised.
+
+    ``cells`` (L) cells per axis; ``offsets`` (L) first entry; ``masks`` (L) table size - 1, or 0 for a dense level;
+    ``level_weights`` (L) in [0, 1] (coarse-to-fine).
+    """
+    num_samples = positions.shape[0]
+    num_features = table.shape[1]
+    with_jacobian = jacobian.shape[0] > 0
+    for block in prange((num_samples + _BLOCK - 1) // _BLOCK):
+        first = block * _BLOCK
+        last = min(first + _BLOCK, num_samples)
+        for s in range(first, last):
+            for d in range(3):
+                features[s, d] = positions[s, d] / bound
+                if with_jacobian:
+                    for e in range(3):
+                        jacobian[s, d, e] = np.float32(1.0) / bound if d == e else np.float32(0.0)
+        for level in range(cells.shape[0]):
+            level_weight = level_weights[level]
+            column = 3 + level * num_features
+            if level_weight == np.float32(0.0):
+                features[first:last, column : column + num_features] = np.float32(0.0)
+                if with_jacobian:
+                    jacobian[first:last, :, column : column + num_features] = np.float32(0.0)
+                continue
+            n = np.float32(cells[level])
+            vertices = np.int64(cells[level] + 1)
+            offset = offsets[level]
+            mask = masks[level]
+            dense = mask == 0
+            for s in range(first, last):
+                cx, fx, sx = _locate(positions[s, 0], bound, n)
+                cy, fy, sy = _locate(positions[s, 1], bound, n)
+                cz, fz, sz = _locate(positions[s, 2], bound, n)
+                gx = np.float32(1.0) - fx
+                gy = np.float32(1.0) - fy
+                gz = np.float32(1.0) - fz
+                e000 = offset + _corner_index(cx, cy, cz, vertices, dense, mask)
+                e100 = offset + _corner_index(cx + 1, cy, cz, vertices, dense, mask)
+                e010 = offset + _corner_index(cx, cy + 1, cz, vertices, dense, mask)
+                e110 = offset + _corner_index(cx + 1, cy + 1, cz, vertices, dense, mask)
+                e001 = offset + _corner_index(cx, cy, cz + 1, vertices, dense, mask)
+                e101 = offset + _corner_index(cx + 1, cy, cz + 1, vertices, dense, mask)
+                e011 = offset + _corner_index(cx, cy + 1, cz + 1, vertices, dense, mask)
+                e111 = offset + _corner_index(cx + 1, cy + 1, cz + 1, vertices, dense, mask)
+                for f in range(num_features):
+                    v000 = table[e000, f]
+                    v100 = table[e100, f]
+                    v010 = table[e010, f]
+                    v110 = table[e110, f]
+                    v001 = table[e001, f]
+                    v101 = table[e101, f]
+                    v011 = table[e011, f]
+                    v111 = table[e111, f]
+                    # Interpolate along x, then y, then z; the differences along the way are the derivatives.
+                    x00 = gx * v000 + fx * v100
+                    x10 = gx * v010 + fx * v110
+                    x01 = gx * v001 + fx * v101
+                    x11 = gx * v011 + fx * v111
+                    y0 = gy * x00 + fy * x10
+                    y1 = gy * x01 + fy * x11
+                    features[s, column + f] = level_weight * (gz * y0 + fz * y1)
+                    if with_jacobian:
+                        d0 = gy * (v100 - v000) + fy * (v110 - v010)
+                        d1 = gy * (v101 - v001) + fy * (v111 - v011)
+                        jacobian[s, 0, column + f] = level_weight * sx * (gz * d0 + fz * d1)
+                        jacobian[s, 1, column + f] = level_weight * sy * (gz * (x10 - x00) + fz * (x11 - x01))
+                        jacobian[s, 2, column + f] = level_weight * sz * (y1 - y0)
+
+
+@no_type_check
+@njit(parallel=True, fastmath={"contract", "nsz", "arcp"}, error_model="numpy", cache=True)
+def table_gradient_kernel(
+    positions, cells, offsets, masks, level_weights, bound, d_features, cotangent, direction, d_table
+):
+    """Add to ``d_table`` the gradient of ``<d_features, features> + sum_s <cotangent_s, J_s direction_s>``.
+
+    The second term is what a loss on the field's gradient asks for: with n = J^T g the field's gradient (g the cotangent
+    of the features) and dn its upstream gradient, the table receives g_k * (d w_corner / d position . dn). It is left
+    out when ``direction`` has no rows. ``d_features`` and ``cotangent`` are ``(S, W)``, ``direction`` is ``(S, 3)``.
+    """
+    num_samples = positions.shape[0]
+    num_features = d_table.shape[1]
+    second_order = direction.shape[0] > 0
+    for level in prange(cells.shape[0]):
+        level_weight = level_weights[level]
+        if level_weight == np.float32(0.0):
+            continue
+        n = np.float32(cells[level])
+        vertices = np.int64(cells[level] + 1)
+        offset = offsets[level]
+        mask = masks[level]
+        dense = mask == 0
+        column = 3 + level * num_features
+        for s in range(num_samples):
+            cx, fx, sx = _locate(positions[s, 0], bound, n)
+            cy, fy, sy = _locate(positions[s, 1], bound, n)
+            cz, fz, sz = _locate(positions[s, 2], bound, n)
+            tx = np.float32(0.0)
+            ty = np.float32(0.0)
+            tz = np.float32(0.0)
+            if second_order:
+                tx = sx * direction[s, 0]
+                ty = sy * direction[s, 1]
+                tz = sz * direction[s, 2]
+            for corner in range(8):
+                ix = corner & 1
+                iy = (corner >> 1) & 1
+                iz = corner >> 2
+                wx = fx if ix else np.float32(1.0) - fx
+                wy = fy if iy else np.float32(1.0) - fy
+                wz = fz if iz else np.float32(1.0) - fz
+                weight = level_weight * wx * wy * wz
+                # The corner weight's derivative along `direction`.
+                slope = level_weight * (
+                    (tx if ix else -tx) * wy * wz + (ty if iy else -ty) * wx * wz + (tz if iz else -tz) * wx * wy
+                )
+                entry = offset + _corner_index(cx + ix, cy + iy, cz + iz, vertices, dense, mask)
+                for f in range(num_features):
+                    value = weight * d_features[s, column + f]
+                    if second_order:
+                        value += slope * cotangent[s, column + f]
+                    d_table[entry, f] += value

@@ -1,0 +1,37 @@
+"""Alpha compositing of packed samples: weights along each ray, and weighted sums per ray."""
+
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from models.compositing import cpu, reference
+
+IMPLEMENTATIONS = {"cpu": cpu.available, "reference": reference.available}
+"""In order of preference: name -> ``available(device)``, which returns ``None`` or the reason why not."""
+
+_MODULES = {"cpu": cpu, "reference": reference}
+
+
+def render_weights(
+    alpha: Float[Tensor, " S"], offsets: Int64[Tensor, " R_plus_1"], backend: str
+) -> Float[Tensor, " S"]:
+    """Weight of each sample in its pixel: w_i = T_i alpha_i with T_i = prod_{j < i} (1 - alpha_j).
+
+    Args:
+        alpha: opacity of each sample in [0, 1], ray by ray.
+        offsets: the samples of ray r are ``offsets[r]:offsets[r + 1]``.
+        backend: a key of :data:`IMPLEMENTATIONS`.
+
+    Returns:
+        Weights in [0, 1]; their sum along a ray is its opacity, at most 1. One ray with alpha 0.4, 0.8, 0.5 gives
+        0.4, 0.48, 0.06.
+
+    Source: Max 1995; NeuS (Wang et al. 2021), equation 11.
+    """
+    return _MODULES[backend].render_weights(alpha, offsets)
+
+
+def accumulate(
+    weights: Float[Tensor, " S"], values: Float[Tensor, "S C"], offsets: Int64[Tensor, " R_plus_1"], backend: str
+) -> Float[Tensor, "R C"]:
+    """Sum ``weights * values`` over the samples of each ray; a ray without samples gives zeros."""
+    return _MODULES[backend].accumulate(weights, values, offsets)

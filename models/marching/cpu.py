@@ -1,0 +1,119 @@
+"""Occupancy-grid ray marching on the CPU: Numba, one thread per ray, two passes (count, then write)."""
+
+import math
+from typing import no_type_check
+
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor
+
+
+def available(device: torch.device) -> str | None:
+    """``None`` when this version can run on ``device``, else the reason and the remedy."""
+    return None if device.type == "cpu" else f"Numba kernels run on the CPU, this run uses {device.type}: use --device cpu"
+
+
+@no_type_check
+@njit(inline="always")
+def _cell(position, resolution):
+    """Cell along one axis of the grid over [-1, 1]; positions on or beyond a face count to the outermost cell."""
+    cell = np.int64(math.floor((position + np.float32(1.0)) * (np.float32(0.5) * resolution)))
+    return min(max(cell, 0), resolution - 1)
+
+
+@no_type_check
+@njit(parallel=True, error_model="numpy", cache=True)
+def _march_kernel(origins, directions, near, far, occupied, step, jitter, offsets, middles, ray_indices):
+    """With empty ``middles`` write each ray's number of samples to ``offsets[r + 1]``, else write the samples."""
+    resolution = occupied.shape[0]
+    cell_size = np.float32(2.0 / resolution)
+    count_only = middles.shape[0] == 0
+    for ray in prange(origins.shape[0]):
+        k = 0  # lattice position: t = near + (k + jitter) * step
+        found = 0
+        while True:
+            t = near[ray] + (np.float32(k) + jitter[ray]) * step
+            if not t < far[ray]:
+                break
+            cx = _cell(origins[ray, 0] + t * directions[ray, 0], resolution)
+            cy = _cell(origins[ray, 1] + t * directions[ray, 1], resolution)
+            cz = _cell(origins[ray, 2] + t * directions[ray, 2], resolution)
+            if occupied[cz, cy, cx]:
+                if not count_only:
+                    middles[offsets[ray] + found] = t
+                    ray_indices[offsets[ray] + found] = ray
+                found += 1
+                k += 1
+                continue
+            # Distance to where the ray leaves this empty cell, then on to the next lattice position behind it. A tenth
+            # of a step is held back, so that rounding can only lead to one look-up too many, never to a skipped cell.
+            leave = np.float32(1e10)
+            for axis in range(3):
+                direction = directions[ray, axis]
+                cell = cx if axis == 0 else (cy if axis == 1 else cz)
+                if abs(direction) > np.float32(1e-9):
+                    face = np.float32(-1.0) + np.float32(cell + (1 if direction > 0 else 0)) * cell_size
+                    leave = min(leave, (face - origins[ray, axis]) / direction)
+            k += max(1, np.int64(math.ceil((leave - t) / step - np.float32(0.1))))
+        if count_only:
+            offsets[ray + 1] = found
+
+
+def march(
+    origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, occupied: Tensor, step: float, jitter: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See the package's ``march``."""
+    rays = [tensor.contiguous().numpy() for tensor in (origins, directions, near, far)]
+    grid, lattice = occupied.numpy(), (np.float32(step), jitter.contiguous().numpy())
+    offsets = torch.zeros(len(near) + 1, dtype=torch.int64)
+    middles, ray_indices = torch.empty(0), torch.empty(0, dtype=torch.int64)
+    _march_kernel(*rays, grid, *lattice, offsets.numpy(), middles.numpy(), ray_indices.numpy())
+    offsets = offsets.cumsum(0)
+    total = int(offsets[-1])
+    if total > 0:
+        middles, ray_indices = torch.empty(total), torch.empty(total, dtype=torch.int64)
+        _march_kernel(*rays, grid, *lattice, offsets.numpy(), middles.numpy(), ray_indices.numpy())
+    return middles, ray_indices, offsets
+
+
+@no_type_check
+@njit(parallel=True, error_model="numpy", cache=True)
+def _visible_kernel(sdf, middles, offsets, inv_s, step, threshold, keep):
+    for ray in prange(offsets.shape[0] - 1):
+        first = offsets[ray]
+        last = offsets[ray + 1]
+        transmittance = np.float32(1.0)
+        for i in range(first, last):
+            if not transmittance > threshold:
+                break
+            keep[i] = True
+            slope = np.float32(0.0)
+            neighbours = 0
+            for k in range(max(i, first + 1), min(i + 2, last)):
+                gap = middles[k] - middles[k - 1]
+                if gap < np.float32(1.5) * step:
+                    slope += (sdf[k] - sdf[k - 1]) / gap
+                    neighbours += 1
+            slope = slope / np.float32(neighbours) if neighbours > 0 else np.float32(-1.0)
+            slope = max(min(slope, np.float32(0.0)), np.float32(-1.0))
+            half = np.float32(0.5) * slope * step
+            before = np.float32(1.0) / (np.float32(1.0) + math.exp(-(sdf[i] - half) * inv_s))
+            after = np.float32(1.0) / (np.float32(1.0) + math.exp(-(sdf[i] + half) * inv_s))
+            alpha = (before - after) / max(before, np.float32(1e-6))
+            transmittance *= np.float32(1.0) - min(max(alpha, np.float32(0.0)), np.float32(1.0))
+
+
+def visible(sdf: Tensor, middles: Tensor, offsets: Tensor, inv_s: float, step: float, threshold: float) -> Tensor:
+    """See the package's ``visible``."""
+    keep = torch.zeros(len(sdf), dtype=torch.bool)
+    _visible_kernel(
+        sdf.numpy(),
+        middles.numpy(),
+        offsets.numpy(),
+        np.float32(inv_s),
+        np.float32(step),
+        np.float32(threshold),
+        keep.numpy(),
+    )
+    return keep

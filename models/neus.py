@@ -1,0 +1,258 @@
+"""NeuS (Wang et al. 2021) on a hash grid: a signed distance field rendered as a volume.
+
+A pixel is sum_i w_i c_i with w_i from alphas that come from the signed distance at both ends of a sample's interval; the
+zero level set is where the weight peaks (equations 10-13). Sampling follows an occupancy grid; what lies behind the first
+surface is dropped before gradients and colours are computed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from models.background import Background, BackgroundConfig
+from models.compositing import accumulate, render_weights
+from models.fields import RadianceConfig, RadianceField, SDFConfig, SDFField
+from models.marching import drop_hidden, march
+from models.occupancy import OccupancyConfig, OccupancyGrid, observable_cells
+from utils.types import Progress, Rays, RaySamples, RenderOutput, Scene
+
+_CHUNK = 2**17  # positions per evaluation outside of training; 128 bytes of encoding each
+
+
+@dataclass(frozen=True)
+class NeuSConfig:
+    """NeuS with a hash grid."""
+
+    name: str = "neus"
+    backend: str = "auto"
+    """auto, cpu or reference: which version of the kernels; auto takes the fastest that runs here."""
+    sdf: SDFConfig = field(default_factory=SDFConfig)
+    radiance: RadianceConfig = field(default_factory=RadianceConfig)
+    background: BackgroundConfig = field(default_factory=BackgroundConfig)
+    occupancy: OccupancyConfig = field(default_factory=OccupancyConfig)
+    initial_inv_s: float = 20.0
+    """Sharpness of the logistic density at the start: its width is about 1.8 / inv_s scene units."""
+    min_step: float = 0.0034
+    """Shortest marching step, scene units (instant-nsr-pl: 2 sqrt(3) / 1024)."""
+    max_step: float = 0.0136
+    """Longest marching step; the step is ``step_per_width / inv_s`` between these two."""
+    step_per_width: float = 1.0
+    """Marching step in units of 1 / inv_s: a wide density needs no fine steps."""
+    min_transmittance: float = 1e-3
+    """Samples that less than this share of a ray's light reaches are dropped; 0 keeps all."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_step <= self.max_step:
+            raise ValueError(f"model.min_step: must lie in (0, max_step = {self.max_step}], got {self.min_step}")
+        if not 1e-3 <= self.initial_inv_s <= 1e5:
+            raise ValueError(f"model.initial_inv_s: must lie in 1e-3..1e5, got {self.initial_inv_s}")
+        if not 0 <= self.min_transmittance < 1:
+            raise ValueError(f"model.min_transmittance: must lie in [0, 1), got {self.min_transmittance}")
+
+
+def neus_alpha(
+    sdf: Float[Tensor, " S"],
+    cosine: Float[Tensor, " S"],
+    lengths: Float[Tensor, " S"],
+    inv_s: Float[Tensor, ""],
+    cos_anneal: float,
+) -> Float[Tensor, " S"]:
+    """Opacity of a sample from its signed distance (NeuS, equation 13, in the discrete form of its section 3.3).
+
+    The distances at the interval's ends are extrapolated along the ray, sdf -+ |c| length / 2, with
+    c = -(relu(-cosine / 2 + 1/2) (1 - r) + relu(-cosine) r); alpha = max((F(prev) - F(next)) / F(prev), 0), F the logistic
+    function of inv_s * sdf. Surfaces seen from behind (cosine > 0) are transparent once r = 1.
+
+    Args:
+        sdf: at the sample's middle.
+        cosine: ray direction times unit normal, -1..1. The unit normal (as in instant-nsr-pl) rather than NeuS's raw
+            gradient keeps early steps bounded, while the gradient's length is still far from 1.
+        lengths: of the sample's interval.
+        inv_s: sharpness, a scalar tensor so that it can be learned.
+        cos_anneal: r in 0..1; 0 is the softened cosine that helps at the start.
+
+    Returns:
+        alpha in [0, 1].
+    """
+    relu = torch.nn.functional.relu
+    falling = relu(0.5 - 0.5 * cosine) * (1.0 - cos_anneal) + relu(-cosine) * cos_anneal
+    half = 0.5 * falling * lengths
+    # (F(p) - F(n)) / F(p) = 1 - F(n) / F(p); in logarithms neither far inside nor far outside loses its digits.
+    log_ratio = torch.nn.functional.logsigmoid((sdf - half) * inv_s) - torch.nn.functional.logsigmoid(
+        (sdf + half) * inv_s
+    )
+    return -torch.expm1(log_ratio.clamp(max=0.0))
+
+
+class NeuS(nn.Module):
+    """Signed distance, radiance, sharpness, occupancy, and a background where there are no masks."""
+
+    def __init__(self, config: NeuSConfig, scene: Scene, backend: str) -> None:
+        super().__init__()
+        self.config = config
+        self.backend = backend
+        self.sdf_field = SDFField(config.sdf, backend)
+        self.radiance = RadianceField(config.radiance, 1 + config.sdf.feature_width)
+        # inv_s = exp(10 v) as in NeuS: Adam's steps on v change the sharpness by a factor, whatever its size.
+        self.variance = nn.Parameter(torch.tensor(config.initial_inv_s).log() / 10.0)
+        self.background = Background(config.background, backend) if config.background.enabled else None
+        self.occupancy = OccupancyGrid(config.occupancy, observable_cells(scene, config.occupancy))
+
+    @property
+    def num_levels(self) -> int:
+        return self.sdf_field.grid.num_levels
+
+    def inv_s(self) -> Float[Tensor, ""]:
+        """Sharpness of the logistic density; its standard deviation is pi / (sqrt(3) inv_s)."""
+        return torch.exp(10.0 * self.variance).clamp(1e-6, 1e6)
+
+    def step_size(self) -> float:
+        """Marching step for the present sharpness, scene units."""
+        step = self.config.step_per_width / float(self.inv_s().detach())
+        return min(max(step, self.config.min_step), self.config.max_step)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by the learning rate they take: ``grid``, ``networks``, ``variance``."""
+        groups: dict[str, list[nn.Parameter]] = {"grid": [], "networks": [], "variance": [self.variance]}
+        for name, parameter in self.named_parameters():
+            if parameter is not self.variance:
+                groups["grid" if name.endswith("grid.table") else "networks"].append(parameter)
+        return groups
+
+    def sample(self, rays: Rays, progress: Progress, generator: torch.Generator | None) -> tuple[RaySamples, int]:
+        """March, then drop what is hidden. Returns the samples and how many there were before dropping."""
+        step = self.step_size()
+        if generator is None:
+            jitter = torch.full_like(rays.near, 0.5)
+        else:
+            jitter = torch.rand(len(rays), generator=generator, device=rays.near.device)
+        samples = march(rays, self.occupancy.occupied, step, jitter, self.backend)
+        num_marched = len(samples)
+        if self.config.min_transmittance > 0 and num_marched > 0:
+            sdf = self.query_sdf(samples.positions(rays), progress)
+            inv_s = float(self.inv_s().detach())
+            samples = drop_hidden(samples, sdf, inv_s, step, self.config.min_transmittance, self.backend)
+        return samples, num_marched
+
+    def render(
+        self,
+        rays: Rays,
+        progress: Progress,
+        background_color: Float[Tensor, "3"],
+        generator: torch.Generator | None = None,
+    ) -> RenderOutput:
+        """March, query, composite: rays in, pixels out.
+
+        Args:
+            rays: in scene space.
+            progress: annealing and open levels.
+            background_color: behind the surface where no background field is learned, 0..1.
+            generator: jitters the samples (training); ``None`` puts them on the unshifted lattice.
+        """
+        samples, num_marched = self.sample(rays, progress, generator)
+        positions, directions = samples.positions(rays), samples.directions(rays)
+        outputs, gradient = self.sdf_field(positions, progress.active_levels)
+        normal = torch.nn.functional.normalize(gradient, dim=1, eps=1e-6)
+        rgb = self.radiance(outputs, rays.directions, samples.ray_indices, normal)
+        sdf = outputs[:, 0]
+        cosine = (directions * normal).sum(dim=1)
+        alpha = neus_alpha(sdf, cosine, samples.t_ends - samples.t_starts, self.inv_s(), progress.cos_anneal)
+        weights = render_weights(alpha, samples.offsets, self.backend)
+
+        values = torch.cat([rgb, torch.ones_like(rgb[:, :1])], dim=1)
+        pixels = accumulate(weights, values, samples.offsets, self.backend)
+        opacity = pixels[:, 3]
+        if self.background is None:
+            behind = background_color.expand(len(rays), 3)
+        else:
+            behind = self.background(rays, generator)
+        with torch.no_grad():
+            geometry = torch.cat([normal, samples.t_middle[:, None]], dim=1)
+            seen = accumulate(weights.detach(), geometry.detach(), samples.offsets, self.backend)
+        return RenderOutput(
+            rgb=pixels[:, :3] + (1.0 - opacity[:, None]) * behind,
+            opacity=opacity,
+            depth=seen[:, 3],
+            normal=seen[:, :3],
+            sdf=sdf,
+            gradient=gradient,
+            weights=weights,
+            num_marched=num_marched,
+        )
+
+    def update_occupancy(self, progress: Progress, generator: torch.Generator) -> None:
+        """Refresh the occupancy grid from the present field.
+
+        A point's presence is the logistic density relative to its peak, 4 F(inv_s sdf) (1 - F(inv_s sdf)): scale-free, and
+        empty deep inside the object as well, which no ray reaches.
+        """
+
+        def presence(positions: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
+            density = torch.sigmoid(self.query_sdf(positions, progress) * self.inv_s().detach())
+            return 4.0 * density * (1.0 - density)
+
+        self.occupancy.update(presence, generator)
+
+    def frozen_at(self, progress: Progress) -> "FrozenSurface":
+        """The surface as it is at this progress, ready to be asked without naming it again."""
+        return FrozenSurface(self, progress)
+
+    def query_sdf(self, positions: Float[Tensor, "P 3"], progress: Progress) -> Float[Tensor, " P"]:
+        """Signed distance at any number of positions, outside of autograd."""
+        return _in_chunks(lambda chunk: self.sdf_field.sdf(chunk, progress.active_levels), positions)
+
+    @torch.no_grad()
+    def query_gradient(self, positions: Float[Tensor, "P 3"], progress: Progress) -> Float[Tensor, "P 3"]:
+        """d sdf / d position (not normalised), outside of autograd."""
+        return _in_chunks(lambda chunk: self.sdf_field(chunk, progress.active_levels)[1], positions)
+
+    @torch.no_grad()
+    def query_color(
+        self, positions: Float[Tensor, "P 3"], directions: Float[Tensor, "P 3"], progress: Progress
+    ) -> Float[Tensor, "P 3"]:
+        """Colour 0..1 seen from ``directions`` (unit, pointing away from the viewer), outside of autograd."""
+
+        def colors(chunk: Tensor) -> Tensor:
+            at, towards = chunk[:, :3].contiguous(), chunk[:, 3:]
+            outputs, gradient = self.sdf_field(at, progress.active_levels)
+            normal = torch.nn.functional.normalize(gradient, dim=1, eps=1e-6)
+            return self.radiance(outputs, towards, torch.arange(len(at), device=at.device), normal)
+
+        return _in_chunks(colors, torch.cat([positions, directions], dim=1))
+
+
+@dataclass(frozen=True)
+class FrozenSurface:
+    """A model at one moment of its annealing, for whoever asks about the surface: export, previews, measurements."""
+
+    model: NeuS
+    progress: Progress
+
+    @property
+    def device(self) -> torch.device:
+        """Where positions have to live."""
+        return self.model.variance.device
+
+    def query_sdf(self, positions: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
+        """Signed distance, positive outside."""
+        return self.model.query_sdf(positions, self.progress)
+
+    def query_gradient(self, positions: Float[Tensor, "P 3"]) -> Float[Tensor, "P 3"]:
+        """Gradient of the signed distance, not normalised."""
+        return self.model.query_gradient(positions, self.progress)
+
+    def query_color(
+        self, positions: Float[Tensor, "P 3"], directions: Float[Tensor, "P 3"]
+    ) -> Float[Tensor, "P 3"]:
+        """Colour 0..1 seen along unit directions that point away from the viewer."""
+        return self.model.query_color(positions, directions, self.progress)
+
+
+def _in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """Apply a row-wise function to a tall matrix piece by piece, so that memory stays bounded."""
+    if len(rows) <= _CHUNK:
+        return function(rows)
+    return torch.cat([function(chunk) for chunk in rows.split(_CHUNK)])

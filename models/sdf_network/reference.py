@@ -1,0 +1,61 @@
+"""The SDF network in plain PyTorch: autograd twice. The ground the fast version is tested on; never optimised."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from encoder.hashgrid import GridGeometry
+from encoder.hashgrid import reference as hashgrid_reference
+
+
+def available(device: torch.device) -> str | None:
+    """Plain PyTorch runs on every device."""
+    del device
+    return None
+
+
+def _network(features: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], beta: float) -> Tensor:
+    hidden = features
+    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+        # softplus(x) = logaddexp(0, beta x) / beta has no threshold beyond which PyTorch's softplus turns linear.
+        scaled = beta * torch.nn.functional.linear(hidden, weight, bias)
+        hidden = torch.logaddexp(scaled, torch.zeros_like(scaled)) / beta
+    return torch.nn.functional.linear(hidden, weights[-1], biases[-1])
+
+
+def sdf_with_gradient(
+    positions: Tensor,
+    table: Tensor,
+    geometry: GridGeometry,
+    active_levels: float,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    beta: float,
+) -> tuple[Tensor, Tensor]:
+    """See the package's ``sdf_with_gradient``."""
+    with torch.enable_grad():
+        if not positions.requires_grad:
+            positions = positions.detach().requires_grad_()
+        features = hashgrid_reference.encode(positions, table, geometry, active_levels)
+        outputs = _network(features, weights, biases, beta)
+        sdf = outputs[:, 0]
+        (gradient,) = torch.autograd.grad(sdf, positions, torch.ones_like(sdf), create_graph=True)
+    if not torch.is_grad_enabled():
+        return outputs.detach(), gradient.detach()
+    return outputs, gradient
+
+
+def sdf_only(
+    positions: Tensor,
+    table: Tensor,
+    geometry: GridGeometry,
+    active_levels: float,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    beta: float,
+) -> Tensor:
+    """See the package's ``sdf_only``."""
+    with torch.no_grad():
+        features = hashgrid_reference.encode(positions, table, geometry, active_levels)
+        return _network(features, weights, biases, beta)[:, 0]

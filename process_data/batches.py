@@ -1,0 +1,149 @@
+"""Ray batches: pixels drawn over all training images, with the colours that the photographs show there.
+
+Every pixel of every training image is equally likely: one flat index runs over them all, so images of
+different sizes are weighted by their area and no image is favoured. Draws come from a generator of this
+object's own, whose state goes into checkpoints; a resumed run therefore sees exactly the rays that an
+uninterrupted one would have seen.
+"""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, Int32, Int64
+from torch import Tensor
+
+from process_data.cameras import RayGenerator, image_rays
+from utils.errors import ConfigError
+from utils.types import Batch, ImageStack, Scene
+
+
+class RayBatches:
+    """Draws training batches from a scene.
+
+    Args:
+        scene: the capture, on the CPU.
+        indices: views to draw from; the scene's training views if ``None``.
+        device: where batches are made; the pixel buffers are copied there.
+        seed: seed of the draws.
+        foreground_fraction: share of the rays, 0..1, that is drawn from the masks only; the rest is uniform.
+        foreground_margin: pixels by which the masks are widened for this, so that silhouettes are seen from
+            both sides.
+
+    Raises:
+        ConfigError: ``foreground_fraction`` is out of range, or above 0 without masks.
+        ValueError: ``indices`` is empty or names a view that does not exist.
+    """
+
+    def __init__(
+        self,
+        scene: Scene,
+        indices: Sequence[int] | None = None,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        foreground_fraction: float = 0.0,
+        foreground_margin: int = 8,
+    ) -> None:
+        views = torch.tensor(scene.train_indices if indices is None else list(indices), dtype=torch.int64)
+        if len(views) == 0 or int(views.min()) < 0 or int(views.max()) >= len(scene.images):
+            raise ValueError(f"indices must name views 0..{len(scene.images) - 1}, got {views.tolist()}")
+        if not 0.0 <= foreground_fraction <= 1.0:
+            raise ConfigError(
+                "foreground_fraction", f"{foreground_fraction} is not in 0..1", "give a share of the rays"
+            )
+        self.device = torch.device(device)
+        self.foreground_fraction = foreground_fraction
+        self.generator = torch.Generator().manual_seed(seed)
+
+        # Position k of the draw lies in view v for ends[v - 1] <= k < ends[v]; adding shift[v] gives the
+        # pixel's place in the scene's flat buffer, which also holds the views that are not drawn from.
+        counts = scene.images.size[views].prod(dim=1)
+        ends = counts.cumsum(0)
+        starts = ends - counts
+        self.num_pixels = int(ends[-1])
+        self._foreground: Int32[Tensor, " K"] | None = None
+        if foreground_fraction > 0.0:
+            self._foreground = _foreground_positions(scene.masks, views, starts, foreground_margin)
+
+        self._views = views.to(self.device)
+        self._ends = ends.to(self.device)
+        self._starts = starts.to(self.device)
+        self._shifts = (scene.images.offsets[views] - starts).to(self.device)
+        self._widths = scene.images.size[views, 0].to(self.device)
+        self._rgb = scene.images.pixels.to(self.device)
+        self._mask = None if scene.masks is None else scene.masks.pixels[:, 0].to(self.device)
+        self._ray_generator = RayGenerator.from_cameras(scene.cameras, self.device)
+
+    def draw(self, num_rays: int) -> Batch:
+        """Draw a batch of ``num_rays`` rays through pixel centres (with replacement)."""
+        positions = self._draw_positions(num_rays)
+        if self.device.type == "cuda":
+            # From pinned memory the copy runs on the stream and the host does not wait for it.
+            positions = positions.pin_memory().to(self.device, non_blocking=True)
+        slot = torch.searchsorted(self._ends, positions, right=True)
+        width = self._widths[slot]
+        local = positions - self._starts[slot]
+        pixels = torch.stack([local % width, local // width], dim=-1).float() + 0.5
+        flat = positions + self._shifts[slot]
+        rgb = self._rgb.index_select(0, flat).float() / 255.0
+        mask = None if self._mask is None else self._mask.index_select(0, flat).float() / 255.0
+        return Batch(self._ray_generator.rays(self._views[slot], pixels), rgb, mask)
+
+    def _draw_positions(self, num_rays: int) -> Int64[Tensor, " R"]:
+        """Draw positions in 0..num_pixels-1, the foreground's share first."""
+        if self._foreground is None:
+            return torch.randint(self.num_pixels, (num_rays,), generator=self.generator)
+        num_foreground = round(self.foreground_fraction * num_rays)
+        chosen = torch.randint(len(self._foreground), (num_foreground,), generator=self.generator)
+        anywhere = torch.randint(self.num_pixels, (num_rays - num_foreground,), generator=self.generator)
+        return torch.cat([self._foreground[chosen].long(), anywhere])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Give what must be kept to go on with exactly the same draws."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self.generator.set_state(state["generator"].cpu())
+
+
+def _foreground_positions(
+    masks: ImageStack | None, views: Int64[Tensor, " N"], starts: Int64[Tensor, " N"], margin: int
+) -> Int32[Tensor, " K"]:
+    """List the positions of the pixels in the widened masks of the chosen views, counted from ``starts``."""
+    if masks is None:
+        raise ConfigError(
+            "foreground_fraction", "the scene has no masks", "set dataset.apply_mask=true, or 0 here"
+        )
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin + 1, 2 * margin + 1))
+    found = []
+    for view, start in zip(views.tolist(), starts.tolist(), strict=True):
+        widened = cv2.dilate(masks.image(view)[..., 0].numpy(), kernel)
+        # Four bytes a pixel instead of eight: DTU at full size has 30 million foreground pixels.
+        found.append((np.flatnonzero(widened) + start).astype(np.int32))
+    positions = torch.from_numpy(np.concatenate(found))
+    if len(positions) == 0:
+        raise ConfigError("foreground_fraction", "the masks of all training views are black", "set it to 0")
+    return positions
+
+
+def full_image(scene: Scene, index: int, device: torch.device | str = "cpu") -> Batch:
+    """Give all pixels of one view, row by row, as one batch.
+
+    Args:
+        scene: the capture.
+        index: the view, 0..N-1.
+        device: where the batch is put.
+    """
+    rays = image_rays(scene.cameras, index)
+    rgb: Float[Tensor, "R 3"] = scene.images.image(index).reshape(-1, 3).float() / 255.0
+    mask = None if scene.masks is None else scene.masks.image(index).reshape(-1).float() / 255.0
+    moved = type(rays)(
+        rays.origins.to(device),
+        rays.directions.to(device),
+        rays.near.to(device),
+        rays.far.to(device),
+        rays.camera_indices.to(device),
+    )
+    return Batch(moved, rgb.to(device), None if mask is None else mask.to(device))

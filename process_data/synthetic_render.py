@@ -1,0 +1,269 @@
+"""Light, sphere tracing and sampling of the synthetic scenes: the compiled loops over pixels and points.
+
+Everything here is in scene space and takes arrays that the caller has made; nothing is allocated. Colours are
+sRGB, 0..1. The light stands still in the scene, and all but a weak wide highlight is diffuse, so that a
+surface point looks nearly alike from everywhere, as multi-view reconstruction assumes.
+
+Source: Hart, "Sphere tracing", The Visual Computer 1996 (``_trace``); Quilez, "Soft shadows in raymarched
+SDFs", 2010 (``_openness``).
+"""
+
+import math
+from typing import no_type_check
+
+from numba import njit, prange
+
+from process_data.synthetic_field import (
+    BOX_HIGH,
+    BOX_LOW,
+    LIPSCHITZ,
+    albedo,
+    distance,
+    gradient,
+    mix,
+    smoothstep,
+)
+
+_HIT = 1e-4
+"""A ray has arrived when the bound is below this (scene units): a hundredth of a pixel."""
+_MAX_STEPS = 160
+
+_LIGHT = (-0.459, -0.612, 0.644)
+"""Towards the one directional light: over the figurine's right shoulder, fixed in the scene."""
+
+# ------------------------------------------------------------------------------------------------------ light
+
+
+@no_type_check
+@njit(cache=True, fastmath=True)
+def _encode(value):
+    """Linear light to sRGB, 0..1 (IEC 61966-2-1)."""
+    value = min(max(value, 0.0), 1.0)
+    return 12.92 * value if value <= 0.0031308 else 1.055 * value ** (1.0 / 2.4) - 0.055
+
+
+@no_type_check
+@njit(cache=True, fastmath=True)
+def _openness(scene, x, y, z, dx, dy, dz, reach, softness):
+    """How free the way along (dx, dy, dz) is, 0..1: the narrowest cone of clear space in four steps."""
+    free = 1.0
+    for i in range(1, 5):
+        t = reach * i * i / 16.0
+        free = min(free, softness * distance(scene, x + t * dx, y + t * dy, z + t * dz) / (t * LIPSCHITZ))
+    return max(free, 0.0)
+
+
+@no_type_check
+@njit(cache=True, fastmath=True)
+def shade(scene, x, y, z, vx, vy, vz):
+    """sRGB colour (0..1) of a surface point seen from direction v (unit, towards the eye).
+
+    Diffuse light from one wide lamp with a soft shadow, a brighter sky above a dimmer floor, mild occlusion,
+    and a weak wide highlight: the only term that depends on v, at most 0.05.
+    """
+    nx, ny, nz = gradient(scene, x, y, z)
+    length = math.sqrt(nx * nx + ny * ny + nz * nz)
+    nx, ny, nz = nx / length, ny / length, nz / length
+    lx, ly, lz = _LIGHT
+    cosine = nx * lx + ny * ly + nz * lz
+    lamp = max(0.25 + 0.75 * cosine, 0.0)
+    lamp *= 0.45 + 0.55 * _openness(scene, x + 0.02 * nx, y + 0.02 * ny, z + 0.02 * nz, lx, ly, lz, 0.5, 3.0)
+    open_sky = 0.45 + 0.55 * _openness(scene, x, y, z, nx, ny, nz, 0.16, 1.0)
+    r, g, b = albedo(scene, x, y, z)
+    up = 0.5 + 0.5 * nz
+    hx, hy, hz = lx + vx, ly + vy, lz + vz
+    half = max((nx * hx + ny * hy + nz * hz) / math.sqrt(hx * hx + hy * hy + hz * hz + 1e-12), 0.0)
+    gloss = 0.05 * half**24 * lamp
+    r = r * (0.95 * lamp + open_sky * (0.30 + 0.22 * up)) + gloss
+    g = g * (0.90 * lamp + open_sky * (0.28 + 0.26 * up)) + gloss
+    b = b * (0.82 * lamp + open_sky * (0.27 + 0.32 * up)) + gloss
+    return _encode(r), _encode(g), _encode(b)
+
+
+@no_type_check
+@njit(cache=True, fastmath=True)
+def _environment(dx, dy, dz):
+    """Distant surroundings by direction, sRGB: smooth, but nowhere plain, as mask-free training needs."""
+    sky = mix((0.42, 0.36, 0.30), (0.62, 0.74, 0.86), smoothstep(-0.35, 0.45, dz))
+    wave = math.sin(5.0 * dx + 3.0 * dz) * math.sin(6.0 * dy - 2.0 * dx) + 0.5 * math.sin(
+        11.0 * dz + 7.0 * dx
+    )
+    return sky[0] + 0.09 * wave, sky[1] + 0.06 * wave, sky[2] - 0.07 * wave
+
+
+# ---------------------------------------------------------------------------------------------------- kernels
+
+
+@no_type_check
+@njit(cache=True, fastmath=True)
+def _trace(scene, ox, oy, oz, dx, dy, dz):
+    """Distance along a unit ray to the surface, or -1: sphere tracing inside the scenes' box."""
+    t, far = 0.0, 1e9
+    for o, d, low, high in (
+        (ox, dx, BOX_LOW[0], BOX_HIGH[0]),
+        (oy, dy, BOX_LOW[1], BOX_HIGH[1]),
+        (oz, dz, BOX_LOW[2], BOX_HIGH[2]),
+    ):
+        # A direction along a face is nudged off it; the quotient then is huge, with the right sign.
+        inverse = 1.0 / (d if abs(d) > 1e-12 else 1e-12)
+        enter, leave = (low - o) * inverse, (high - o) * inverse
+        t, far = max(t, min(enter, leave)), min(far, max(enter, leave))
+    if t >= far:
+        return -1.0
+    step = 0.0
+    for _ in range(_MAX_STEPS):
+        step = distance(scene, ox + t * dx, oy + t * dy, oz + t * dz)
+        if step < _HIT:
+            return t
+        t += step
+        if t > far:
+            return -1.0
+    return t if step < 20.0 * _HIT else -1.0
+
+
+@no_type_check
+@njit(cache=True, fastmath=True)
+def _look(scene, pose, lens, u, v, background):
+    """One ray through pixel coordinates (u, v): (r, g, b, depth), depth -1 for the background."""
+    cx, cy = (u - lens[0, 2]) / lens[0, 0], (v - lens[1, 2]) / lens[1, 1]
+    dx = pose[0, 0] * cx + pose[0, 1] * cy + pose[0, 2]
+    dy = pose[1, 0] * cx + pose[1, 1] * cy + pose[1, 2]
+    dz = pose[2, 0] * cx + pose[2, 1] * cy + pose[2, 2]
+    length = math.sqrt(dx * dx + dy * dy + dz * dz)
+    dx, dy, dz = dx / length, dy / length, dz / length
+    t = _trace(scene, pose[0, 3], pose[1, 3], pose[2, 3], dx, dy, dz)
+    if t >= 0.0:
+        r, g, b = shade(scene, pose[0, 3] + t * dx, pose[1, 3] + t * dy, pose[2, 3] + t * dz, -dx, -dy, -dz)
+        return r, g, b, t
+    if background < 0.0:
+        r, g, b = _environment(dx, dy, dz)
+        return r, g, b, t
+    return background, background, background, t
+
+
+@no_type_check
+@njit(cache=True, fastmath=True, parallel=True)
+def render_centres(scene, poses, lenses, background, pixels):
+    """One ray per pixel's centre, into ``pixels (N, H, W, 4)``: sRGB and depth (-1 where nothing is hit)."""
+    n, height, width = pixels.shape[:3]
+    for row in prange(n * height):
+        i, y = row // height, row % height
+        for x in range(width):
+            r, g, b, t = _look(scene, poses[i], lenses[i], x + 0.5, y + 0.5, background)
+            pixels[i, y, x, 0], pixels[i, y, x, 1], pixels[i, y, x, 2], pixels[i, y, x, 3] = r, g, b, t
+
+
+@no_type_check
+@njit(cache=True, fastmath=True, parallel=True)
+def smooth_edges(scene, poses, lenses, background, contrast, pixels, rgba):
+    """Copy ``pixels`` to ``rgba (N, H, W, 4)``, replacing pixels unlike a neighbour by the mean of five rays.
+
+    Four rays on a rotated square join the one through the centre; alpha is the fraction of the five that hit.
+    Looking again only where neighbours differ by more than ``contrast`` spares most of the work.
+    """
+    n, height, width = pixels.shape[:3]
+    for row in prange(n * height):
+        i, y = row // height, row % height
+        for x in range(width):
+            here = pixels[i, y, x]
+            unlike = 0.0
+            for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+                there = pixels[i, min(max(y + dy, 0), height - 1), min(max(x + dx, 0), width - 1)]
+                unlike = max(
+                    unlike, abs(here[0] - there[0]), abs(here[1] - there[1]), abs(here[2] - there[2])
+                )
+                if (here[3] < 0.0) != (there[3] < 0.0):
+                    unlike = 1.0
+            r, g, b, a = here[0], here[1], here[2], 1.0 if here[3] >= 0.0 else 0.0
+            if unlike > contrast:
+                for du, dv in ((0.375, 0.125), (-0.125, 0.375), (-0.375, -0.125), (0.125, -0.375)):
+                    sr, sg, sb, t = _look(scene, poses[i], lenses[i], x + 0.5 + du, y + 0.5 + dv, background)
+                    r, g, b, a = r + sr, g + sg, b + sb, a + (1.0 if t >= 0.0 else 0.0)
+                r, g, b, a = 0.2 * r, 0.2 * g, 0.2 * b, 0.2 * a
+            rgba[i, y, x, 0], rgba[i, y, x, 1], rgba[i, y, x, 2], rgba[i, y, x, 3] = r, g, b, a
+
+
+@no_type_check
+@njit(cache=True, fastmath=True, parallel=True)
+def distances(scene, points, values):
+    """The field at ``points (P, 3)``, into ``values (P,)``."""
+    for i in prange(len(points)):
+        values[i] = distance(scene, points[i, 0], points[i, 1], points[i, 2])
+
+
+@no_type_check
+@njit(cache=True, fastmath=True, parallel=True)
+def fill_grid(scene, low, spacing, block, grid):
+    """The field on a cubic grid ``(G, G, G)`` of nodes ``low + index * spacing``; G is a multiple of
+    ``block``.
+
+    A block whose centre is farther from the surface than its corners holds one sign only and is filled with
+    one value.
+    """
+    count = grid.shape[0] // block
+    half = 0.5 * block * spacing
+    for index in prange(count**3):
+        i, j, k = block * (index // count**2), block * (index // count % count), block * (index % count)
+        x, y, z = low + i * spacing, low + j * spacing, low + k * spacing
+        middle = distance(scene, x + half, y + half, z + half)
+        clear = abs(middle) > 1.7321 * half
+        for a in range(block):
+            for b in range(block):
+                for c in range(block):
+                    value = middle
+                    if not clear:
+                        value = distance(scene, x + a * spacing, y + b * spacing, z + c * spacing)
+                    grid[i + a, j + b, k + c] = value
+
+
+@no_type_check
+@njit(cache=True, fastmath=True, parallel=True)
+def settle(scene, points, normals, colors):
+    """Move ``points (P, 3)`` near the surface onto it by Newton steps; fill unit normals and colours."""
+    for i in prange(len(points)):
+        x, y, z = points[i, 0], points[i, 1], points[i, 2]
+        for _ in range(6):
+            gx, gy, gz = gradient(scene, x, y, z)
+            step = distance(scene, x, y, z) / max(gx * gx + gy * gy + gz * gz, 0.01)
+            x, y, z = x - step * gx, y - step * gy, z - step * gz
+        gx, gy, gz = gradient(scene, x, y, z)
+        length = math.sqrt(gx * gx + gy * gy + gz * gz)
+        gx, gy, gz = gx / length, gy / length, gz / length
+        points[i, 0], points[i, 1], points[i, 2] = x, y, z
+        normals[i, 0], normals[i, 1], normals[i, 2] = gx, gy, gz
+        colors[i, 0], colors[i, 1], colors[i, 2] = shade(scene, x, y, z, gx, gy, gz)
+
+
+@no_type_check
+@njit(cache=True, fastmath=True, parallel=True)
+def slide_to_nearest(scene, points, feet):
+    """Slide ``feet (P, 3)``, already on the surface, towards the surface points nearest to ``points (P, 3)``.
+
+    Each step follows the tangent plane and returns to the surface; one that does not come nearer is taken
+    back and shortened, so that feet on tight curves, where the full step overshoots, settle too.
+    """
+    for i in prange(len(points)):
+        px, py, pz = points[i, 0], points[i, 1], points[i, 2]
+        x, y, z = feet[i, 0], feet[i, 1], feet[i, 2]
+        best = (px - x) ** 2 + (py - y) ** 2 + (pz - z) ** 2
+        rate = 1.0
+        for _ in range(16):
+            gx, gy, gz = gradient(scene, x, y, z)
+            norm2 = max(gx * gx + gy * gy + gz * gz, 0.01)
+            off = ((px - x) * gx + (py - y) * gy + (pz - z) * gz) / norm2
+            qx, qy, qz = (
+                x + rate * (px - x - off * gx),
+                y + rate * (py - y - off * gy),
+                z + rate * (pz - z - off * gz),
+            )
+            for _ in range(4):
+                gx, gy, gz = gradient(scene, qx, qy, qz)
+                step = distance(scene, qx, qy, qz) / max(gx * gx + gy * gy + gz * gz, 0.01)
+                qx, qy, qz = qx - step * gx, qy - step * gy, qz - step * gz
+            found = (px - qx) ** 2 + (py - qy) ** 2 + (pz - qz) ** 2
+            # A foot that a long step has left hanging in the air would be too near.
+            if found < best and abs(distance(scene, qx, qy, qz)) < 1e-7:
+                x, y, z, best = qx, qy, qz, found
+            else:
+                rate *= 0.5
+        feet[i, 0], feet[i, 1], feet[i, 2] = x, y, z

@@ -1,0 +1,97 @@
+"""Photos in, surface out. Parse the command line, load the config, build what it names, dispatch, exit.
+
+Exit codes: 0 done, 2 bad input (one line says what and where), 130 interrupted, 1 a bug (traceback).
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from utils.command_line import parse
+from utils.errors import CheckpointError, UserError
+
+# libgomp's threads spin while they wait for one another. On a machine that others use as well, a spinning
+# thread holds the core that the awaited one needs, and training runs up to thirty times slower. libgomp reads
+# this variable when PyTorch loads it, hence it is set before any such import.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def latest_checkpoint(runs: Path) -> Path:
+    """The last checkpoint of that run below ``runs`` which was saved most recently."""
+    found = sorted(runs.glob("*/ckpt/last.pth"), key=lambda file: file.stat().st_mtime)
+    if not found:
+        raise CheckpointError(runs, "nothing to resume", "run with --train first, or give --resume CKPT")
+    return found[-1]
+
+
+def execute(args: argparse.Namespace, argv: list[str]) -> None:
+    """Build scene, model and run from the config, and do what was asked for."""
+    # These imports take seconds, which --help and a mistyped option need not wait for.
+    from models import MODELS, build_model
+    from process_data import DATASETS, load_scene
+    from systems import SYSTEMS, checkpoint, evaluate, export, record, trainer
+    from utils import backend, config
+
+    sections: dict[str, Any] = {"dataset": DATASETS, "model": MODELS, "system": SYSTEMS}
+    sections = {key: {name: both[0] for name, both in known.items()} for key, known in sections.items()}
+    sections |= {"trainer": trainer.TrainerConfig, "export": export.ExportConfig, "test": evaluate.TestConfig}
+    ckpt = None if args.resume in (None, "latest") else Path(args.resume).absolute()
+    if ckpt is not None and not ckpt.is_file():
+        raise CheckpointError(args.resume, "no such checkpoint", "give e.g. outputs/NAME/TRIAL/ckpt/last.pth")
+    source = args.config or Path(args.resume).absolute().parent.parent / "config" / "parsed.yaml"
+    settings = config.load_config(source, args.overrides, sections)
+    if args.resume == "latest":
+        ckpt = latest_checkpoint(args.outputs_dir / settings.name)
+
+    device = backend.resolve_device(args.device)
+    backend.set_cpu_threads()
+    backend.seed_everything(settings.seed)
+    scene = load_scene(settings.dataset)
+    # A checkpoint that was copied out of its run's folder starts a run of its own.
+    if ckpt is not None and (ckpt.parent.parent / "config" / "parsed.yaml").is_file():
+        run = record.Run.reopen(ckpt.parent.parent, args.logs_dir)
+    else:
+        run = record.Run.start(settings, args.outputs_dir, args.logs_dir, argv)
+    model = build_model(settings.model, scene, device)
+    system = SYSTEMS[settings.system.name][1](settings.system, model.num_levels, scene.masks is not None)
+    if args.train:
+        training = trainer.Trainer(settings, scene, model, system, run, device)
+        if ckpt is not None:
+            training.restore(ckpt)
+        training.train()
+        ckpt = run.folder / "ckpt" / "last.pth"
+    if args.test or args.mesh:
+        step, fraction = checkpoint.load_model(ckpt, model)
+        progress = system.progress_at(fraction)
+        if args.test:
+            evaluate.test(settings, scene, model, progress, run, step)
+        else:
+            export.export_mesh(settings, scene, model.frozen_at(progress), run, step)
+    next_step = "--test" if args.train and not args.test else "--eval MESH --gt MESH"
+    print(f"everything is in {run.folder}; next: python run.py {next_step} --resume {run.folder / 'ckpt' / 'last.pth'}")
+
+
+def main(argv: list[str]) -> int:
+    """Run one command and return its exit code."""
+    args = parse(argv)
+    try:
+        if args.eval is None:
+            execute(args, argv)
+        else:
+            from utils.metrics import evaluate_meshes
+
+            print(json.dumps(evaluate_meshes(args.eval, args.gt), indent=2))
+    except UserError as error:
+        print(f"run.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("run.py: interrupted; go on with --resume latest", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,115 @@
+"""Checkpoints: plain tensors, numbers, strings and dictionaries, so that ``torch.load(weights_only=True)`` reads them.
+
+A file is written next to its final name, flushed to the disk and renamed: whatever happens on the way, the previous checkpoint
+is still there.
+"""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from utils.errors import CheckpointError
+
+FORMAT_VERSION = 1
+"""Raised whenever older code could not read what newer code writes."""
+
+
+def write_file(path: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` to ``path`` atomically.
+
+    Raises:
+        CheckpointError: no permission, disk full; an older file of that name is left as it was.
+    """
+    temporary = path.with_suffix(path.suffix + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            path, f"cannot be written ({error})", "free disk space or choose --outputs_dir; earlier checkpoints are kept"
+        ) from error
+
+
+def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+    """Write ``ckpt_<step>.pth`` and let ``last.pth`` be the same file; older ones beyond the ``keep`` newest go.
+
+    ``last.pth`` is a hard link where the file system has them and a copy elsewhere, replaced atomically either way.
+    """
+    path = folder / f"ckpt_{step:06d}.pth"
+    write_file(path, {"format_version": FORMAT_VERSION, "step": step, **state})
+    pointer = folder / "last.pth.partial"
+    pointer.unlink(missing_ok=True)
+    try:
+        os.link(path, pointer)
+        pointer.replace(folder / "last.pth")
+    except OSError:
+        write_file(folder / "last.pth", {"format_version": FORMAT_VERSION, "step": step, **state})
+    for old in sorted(folder.glob("ckpt_*.pth"))[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint.
+
+    Raises:
+        CheckpointError: missing, truncated or corrupt, not a checkpoint of ours, or of a newer version.
+    """
+    if not path.is_file():
+        raise CheckpointError(path, "no such checkpoint", "give a file such as outputs/NAME/TRIAL/ckpt/last.pth")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            path, "is truncated or not a checkpoint", "resume from an older ckpt_*.pth in the same folder"
+        ) from error
+    if not isinstance(state, dict) or "format_version" not in state:
+        raise CheckpointError(path, "is not one of this project's checkpoints", "give a ckpt_*.pth of a run")
+    if state["format_version"] > FORMAT_VERSION:
+        raise CheckpointError(
+            path,
+            f"has format version {state['format_version']}, this code reads up to {FORMAT_VERSION}",
+            "update the code",
+        )
+    return state
+
+
+def load_weights(path: Path, state: dict[str, Any], model: nn.Module) -> None:
+    """Put a checkpoint's weights into a model.
+
+    Raises:
+        CheckpointError: the checkpoint is of another model; names the first difference.
+    """
+    stored, wanted = state["model"], model.state_dict()
+    remedy = "use the config of that run (config/parsed.yaml beside the ckpt folder)"
+    for name in sorted(set(stored) | set(wanted)):
+        if name not in stored or name not in wanted:
+            place = "the checkpoint" if name not in stored else "the model"
+            raise CheckpointError(path, f"belongs to another model ({place} has no {name})", remedy)
+        if stored[name].shape != wanted[name].shape:
+            shapes = f"{tuple(stored[name].shape)} against {tuple(wanted[name].shape)}"
+            raise CheckpointError(path, f"belongs to another model ({name}: {shapes})", remedy)
+    model.load_state_dict(stored)
+
+
+def load_model(path: Path, model: nn.Module) -> tuple[int, float]:
+    """Put a checkpoint's weights into a model, for testing or export.
+
+    Returns:
+        The step, and the fraction of training that was done, on which annealing and open levels depend.
+
+    Raises:
+        CheckpointError: see :func:`load` and :func:`load_weights`.
+    """
+    state = load(path)
+    load_weights(path, state, model)
+    return state["step"], state["fraction"]

@@ -1,0 +1,210 @@
+"""Looking at a model: whole views, validation pictures, held-out metrics, the test video."""
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from process_data.batches import full_image
+from process_data.cameras import grid_size, image_rays
+from process_data.paths import orbit_path
+from systems.export import export_mesh
+from systems.record import Run
+from utils.config import Config
+from utils.images import depth_to_rgb, normal_to_rgb, panel, to_uint8, write_png
+from utils.metrics import lpips_missing, lpips_or_none, psnr, ssim
+from utils.types import Cameras, Progress, Rays, Scene
+from utils.video import write_video
+
+log = logging.getLogger(__name__)
+
+Picture = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class TestConfig:
+    """What ``--test`` makes besides the held-out metrics and the mesh."""
+
+    video: bool = True
+    """Render the orbit (dataset.test_steps frames) to save/<name>.mp4."""
+    video_scale: float = 1.0
+    """Size of the video's frames relative to the photographs."""
+    fps: float = 20.0
+    """Frames per second of the video."""
+    rays_per_chunk: int = 4096
+    """Rays rendered at once; halved when memory runs out."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.video_scale <= 4:
+            raise ValueError(f"test.video_scale: must lie in (0, 4], got {self.video_scale}")
+        if self.rays_per_chunk < 1 or not self.fps > 0:
+            raise ValueError("test.rays_per_chunk, test.fps: must be above 0")
+
+
+@dataclass(frozen=True)
+class ViewRender:
+    """A rendered view."""
+
+    rgb: Float[Tensor, "H W 3"]
+    opacity: Float[Tensor, "H W"]
+    depth: Float[Tensor, "H W"]
+    normal: Float[Tensor, "H W 3"]
+
+
+@torch.no_grad()
+def render_view(
+    model: Any, cameras: Cameras, index: int, progress: Progress, rays_per_chunk: int = 4096, scale: float = 1.0
+) -> ViewRender:
+    """Render all pixels of one camera over white (where no background is learned), chunk by chunk.
+
+    Chunks are halved when the device runs out of memory.
+    """
+    width, height = grid_size(cameras, index, scale)
+    device = model.variance.device
+    rays = _to(image_rays(cameras, index, scale), device)
+    white = torch.ones(3, device=device)
+    parts: list[Tensor] = []
+    start = 0
+    while start < len(rays):
+        try:
+            part = model.render(rays[start : start + rays_per_chunk], progress, white)
+        except torch.OutOfMemoryError:
+            if rays_per_chunk == 1:
+                raise
+            rays_per_chunk = max(1, rays_per_chunk // 2)
+            log.warning("out of memory: rendering %d rays at once from now on", rays_per_chunk)
+            continue
+        parts.append(torch.cat([part.rgb, part.opacity[:, None], part.depth[:, None], part.normal], dim=1).cpu())
+        start += rays_per_chunk
+    pixels = torch.cat(parts).view(height, width, 8)
+    return ViewRender(pixels[..., :3], pixels[..., 3], pixels[..., 4], pixels[..., 5:])
+
+
+def _to(rays: Rays, device: torch.device) -> Rays:
+    return Rays(
+        *(t.to(device) for t in (rays.origins, rays.directions, rays.near, rays.far, rays.camera_indices))
+    )
+
+
+def view_panel(view: ViewRender, target: Float[Tensor, "H W 3"], c2w: Float[Tensor, "3 4"]) -> Picture:
+    """Rendered colour, photograph, normal (camera frame), depth and opacity, side by side."""
+    opacity = view.opacity.numpy()
+    return panel(
+        [
+            to_uint8(view.rgb.numpy()),
+            to_uint8(target.numpy()),
+            normal_to_rgb(view.normal.numpy(), c2w.numpy()),
+            depth_to_rgb(view.depth.numpy(), opacity),
+            np.repeat(to_uint8(opacity)[..., None], 3, axis=2),
+        ]
+    )
+
+
+def _target(scene: Scene, index: int) -> tuple[Float[Tensor, "H W 3"], Float[Tensor, "H W"] | None]:
+    """What a render should show: the photograph, over white outside the mask where the scene has masks."""
+    batch = full_image(scene, index)
+    width, height = scene.cameras.size[index].tolist()
+    rgb = batch.rgb.view(height, width, 3)
+    if batch.mask is None:
+        return rgb, None
+    mask = batch.mask.view(height, width)
+    return mask[..., None] * rgb + (1.0 - mask[..., None]), mask
+
+
+def save_validation_picture(scene: Scene, model: Any, progress: Progress, run: Run, step: int) -> None:
+    """Render one view (held-out ones in turn, else training ones) to ``save/val`` and log its PSNR."""
+    views = scene.test_indices or scene.train_indices
+    index = views[(step // 1000) % len(views)]
+    view = render_view(model, scene.cameras, index, progress)
+    target, _ = _target(scene, index)
+    path = run.save / "val" / f"{step:06d}_{Path(scene.image_names[index]).stem}.png"
+    write_png(path, view_panel(view, target, scene.cameras.c2w[index]))
+    kind = "held-out" if scene.test_indices else "training"
+    log.info("validation: %s view %s, PSNR %.2f dB, %s", kind, scene.image_names[index], psnr(view.rgb, target), path)
+
+
+def test(
+    config: Config, scene: Scene, model: Any, progress: Progress, run: Run, step: int
+) -> dict[str, Any]:
+    """Measure held-out views, write comparison pictures, the video and the mesh, and ``save/metrics.json``.
+
+    Without held-out views there is nothing to compare with, and the metrics say so instead of quoting training views.
+    """
+    views = measure_views(config.test, scene, model, progress, run)
+    names = ("psnr", "psnr_masked", "ssim", "lpips")
+    mean = {name: _mean([view[name] for view in views]) for name in names}
+    if config.test.video:
+        _write_orbit(config, scene, model, progress, run)
+    report = export_mesh(config, scene, model.frozen_at(progress), run, step)
+    metrics = {
+        "step": step,
+        "split": "held-out" if views else "none (set dataset.holdout to measure)",
+        "mean": mean,
+        "lpips_note": lpips_missing() or "measured",
+        "views": views,
+        "mesh": report.mesh,
+        "geometry": report.geometry,
+    }
+    path = run.save / "metrics.json"
+    path.write_text(json.dumps(metrics, indent=2, allow_nan=False, default=str) + "\n")
+    run.list_in_table({**mean, "chamfer": report.geometry["chamfer"] if report.geometry else None})
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in mean.items() if value is not None) or "no held-out views"
+    log.info("held-out: %s", shown)
+    log.info("wrote %s", path)
+    return metrics
+
+
+def measure_views(
+    config: TestConfig, scene: Scene, model: Any, progress: Progress, run: Run
+) -> list[dict[str, Any]]:
+    """Render every held-out view, write its comparison picture to ``save/test``, and return its metrics.
+
+    ``psnr`` is over the whole picture (outside the mask both are white), ``psnr_masked`` over the mask's pixels.
+    """
+    measured = []
+    for index in tqdm(scene.test_indices, desc="held-out views", unit="view", leave=False):
+        view = render_view(model, scene.cameras, index, progress, config.rays_per_chunk)
+        target, mask = _target(scene, index)
+        path = run.save / "test" / f"{Path(scene.image_names[index]).stem}.png"
+        write_png(path, view_panel(view, target, scene.cameras.c2w[index]))
+        is_measurable = mask is not None and bool((mask > 0.5).any())
+        measured.append(
+            {
+                "view": scene.image_names[index],
+                "psnr": psnr(view.rgb, target),
+                "psnr_masked": psnr(view.rgb, target, mask) if is_measurable else None,
+                "ssim": ssim(view.rgb, target),
+                "lpips": lpips_or_none(view.rgb, target)[0],
+                "picture": str(path),
+            }
+        )
+    return measured
+
+
+def _mean(values: list[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None
+
+
+def _write_orbit(config: Config, scene: Scene, model: Any, progress: Progress, run: Run) -> None:
+    path = orbit_path(scene, config.dataset.test_steps)
+
+    def frames() -> Iterator[Picture]:
+        for index in tqdm(range(len(path)), desc="video", unit="frame", leave=False):
+            view = render_view(
+                model, path, index, progress, config.test.rays_per_chunk, config.test.video_scale
+            )
+            normal = normal_to_rgb(view.normal.numpy(), path.c2w[index].numpy())
+            yield panel([to_uint8(view.rgb.numpy()), normal])
+
+    written = write_video(run.save / f"{run.name}.mp4", frames(), config.test.fps)
+    log.info("wrote %s", written)

@@ -1,0 +1,271 @@
+"""From a trained model to files: the surface with normals and colours, in world units, and its measures.
+
+    extract (scene) -> shells and floaters off -> normals, colours -> world -> files
+
+Normals are the gradient of the signed distance and colours the radiance seen from straight above each vertex:
+the field is asked exactly at the surface, so that nothing from the space around it is mixed in.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from systems.extraction import extract_surface
+from utils.errors import ConfigError, ExportError
+from utils.images import write_png
+from utils.mesh import (
+    Up,
+    drop_shells,
+    keep_largest_components,
+    mesh_report,
+    transform_mesh,
+    vertex_normals,
+    write_mesh,
+)
+from utils.metrics import chamfer_distance
+from utils.raster import contact_sheet
+from utils.types import Scene, TriangleMesh
+
+logger = logging.getLogger("systems.export")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """How the surface is extracted and written."""
+
+    resolution: int = 512
+    """Voxels along each side of the box around the unit sphere, >= 8; 512 gives about a million faces."""
+    formats: tuple[str, ...] = ("ply",)
+    """Files written besides each other: ply, obj, glb, stl."""
+    keep_components: int = 1
+    """Connected parts kept, largest first; 0 keeps all."""
+    min_faces: int = 20
+    """Parts with fewer faces are dropped as debris."""
+    cull_shells: bool = True
+    """Drop parts that lie on the wall of the unit sphere with over 30 % of their area (backgrounds)."""
+    up: Up = "z"
+    """Which world axis points up, for GLB (whose up is +Y) alone: x, y, z, -x, -y or -z."""
+    lipschitz: float = 1.5
+    """Slope of the signed distance up to which no part of the surface is missed; more is safer, slower."""
+    chunk: int = 2**18
+    """Points asked of the model at once."""
+
+    def __post_init__(self) -> None:
+        remedies = {
+            "resolution": (self.resolution >= 8, "give at least 8"),
+            "formats": (
+                len(self.formats) > 0 and set(self.formats) <= {"ply", "obj", "glb", "stl"},
+                "give some of ply, obj, glb, stl",
+            ),
+            "keep_components": (self.keep_components >= 0, "give 0 (all) or more"),
+            "min_faces": (self.min_faces >= 0, "give 0 or more"),
+            "up": (self.up in ("x", "y", "z", "-x", "-y", "-z"), "give x, y, z, -x, -y or -z"),
+            "lipschitz": (self.lipschitz > 0, "give a positive slope, 1 for an exact distance"),
+            "chunk": (self.chunk >= 1, "give at least 1"),
+        }
+        for name, (is_valid, remedy) in remedies.items():
+            if not is_valid:
+                raise ConfigError(f"export.{name}", f"{getattr(self, name)!r} does not work", remedy)
+
+
+@runtime_checkable
+class SurfaceModel(Protocol):
+    """What export asks of a model: queries without gradients, in scene space, at its checkpoint."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it wants its positions."""
+
+    def query_sdf(self, positions: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
+        """Signed distance, positive outside."""
+
+    def query_gradient(self, positions: Float[Tensor, "P 3"]) -> Float[Tensor, "P 3"]:
+        """Its gradient."""
+
+    def query_color(
+        self, positions: Float[Tensor, "P 3"], directions: Float[Tensor, "P 3"]
+    ) -> Float[Tensor, "P 3"]:
+        """Colour (sRGB, 0..1) seen along unit view directions."""
+
+
+@runtime_checkable
+class HasExport(Protocol):
+    """The part of the whole configuration that is read here."""
+
+    @property
+    def export(self) -> ExportConfig:
+        """The section ``export``."""
+
+
+@runtime_checkable
+class HasFolder(Protocol):
+    """The part of a run that is used here."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the run's outputs go."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and how good it is."""
+
+    step: int
+    paths: tuple[Path, ...]
+    """Mesh files, then ``transform.json`` and ``mesh.png``."""
+    mesh: dict[str, object]
+    """:func:`utils.mesh.mesh_report` in world units."""
+    geometry: dict[str, float] | None
+    """:func:`utils.metrics.chamfer_distance` to the reference mesh in world units; ``None`` without one."""
+
+
+def export_mesh(
+    config: HasExport, scene: Scene, model: SurfaceModel, run: HasFolder, step: int
+) -> ExportReport:
+    """Extract, clean, colour and write the surface to ``run.folder/save``; compare it with the truth.
+
+    Args:
+        config: anything with a section ``export``.
+        scene: gives ``world_from_scene`` and perhaps a reference mesh.
+        model: answers for the surface.
+        run: gives the folder.
+        step: of the checkpoint, for the reports.
+
+    Returns:
+        Paths and measures.
+
+    Raises:
+        ExportError: no surface, nothing left after cleaning, colours that cannot be right, or files that
+            cannot be written.
+    """
+    settings, folder = config.export, Path(run.folder) / "save"
+    found = extract_surface(
+        model.query_sdf,
+        settings.resolution,
+        lipschitz=settings.lipschitz,
+        chunk=settings.chunk,
+        device=model.device,
+    )
+    in_scene = clean_surface(found, settings)
+    dropped = len(found.faces) - len(in_scene.faces)
+    logger.info(
+        "kept %s faces, dropped %s in shells and floaters", f"{len(in_scene.faces):,}", f"{dropped:,}"
+    )
+    in_scene = shade_surface(in_scene, model, settings.chunk)
+    world_from_scene = scene.world_from_scene.cpu().numpy()
+    mesh = transform_mesh(in_scene, world_from_scene)
+
+    paths = [folder / f"mesh.{ending}" for ending in settings.formats]
+    for path in paths:
+        write_mesh(path, mesh, settings.up)
+    transform, picture = folder / "transform.json", folder / "mesh.png"
+    _write_transform(transform, world_from_scene, settings.up, step)
+    write_png(picture, contact_sheet(mesh))
+    paths += [transform, picture]
+
+    report = ExportReport(step, tuple(paths), mesh_report(mesh), _compare(mesh, scene.reference_mesh))
+    _log_report(report)
+    return report
+
+
+def clean_surface(mesh: TriangleMesh, settings: ExportConfig) -> TriangleMesh:
+    """Drop shells at the wall of the unit sphere, then all but the largest parts.
+
+    Raises:
+        ExportError: nothing is left.
+    """
+    if settings.cull_shells:
+        mesh = drop_shells(mesh)
+    return keep_largest_components(mesh, settings.keep_components, settings.min_faces)
+
+
+def shade_surface(mesh: TriangleMesh, model: SurfaceModel, chunk: int) -> TriangleMesh:
+    """Add normals and colours from the model to a mesh in scene space.
+
+    A gradient that vanishes leaves the normal of the geometry. Colours are seen along minus the normal.
+
+    Raises:
+        ExportError: more than 99 % of the colours are equal, as with a colour network that was never trained
+            or loaded.
+    """
+    device = model.device
+    fallback = torch.from_numpy(vertex_normals(mesh)).to(device)
+    positions = torch.from_numpy(mesh.vertices.astype(np.float32)).to(device)
+    normals, colors = [], []
+    for part in _chunks(len(positions), chunk):
+        gradient = model.query_gradient(positions[part])
+        length = gradient.norm(dim=1, keepdim=True)
+        usable = torch.isfinite(length) & (length > 1e-6)
+        normal = torch.where(usable, gradient / length.clamp_min(1e-6), fallback[part])
+        rgb = model.query_color(positions[part], -normal)
+        normals.append(normal.float().cpu().numpy())
+        colors.append(
+            (255.0 * rgb.float().nan_to_num().clamp(0.0, 1.0)).round().to(torch.uint8).cpu().numpy()
+        )
+    shaded = replace(mesh, normals=np.concatenate(normals), colors=np.concatenate(colors))
+    _check_colors(np.concatenate(colors))
+    return shaded
+
+
+def _check_colors(colors: npt.NDArray[np.uint8]) -> None:
+    packed = colors.astype(np.int64) @ np.array([65536, 256, 1])
+    values, counts = np.unique(packed, return_counts=True)
+    if counts.max() > 0.99 * len(packed):
+        common = int(values[counts.argmax()])
+        shown = f"({common >> 16}, {common >> 8 & 255}, {common & 255})"
+        raise ExportError(
+            "mesh",
+            f"{100.0 * counts.max() / len(packed):.1f} % of the vertex colours are {shown}",
+            "the radiance network was not trained or not loaded: use a later checkpoint",
+        )
+
+
+def _chunks(count: int, chunk: int) -> Iterator[slice]:
+    return (slice(start, start + chunk) for start in range(0, count, chunk))
+
+
+def _write_transform(path: Path, world_from_scene: npt.NDArray[np.float64], up: str, step: int) -> None:
+    content = {
+        "world_from_scene": world_from_scene.tolist(),
+        "scene_from_world": np.linalg.inv(world_from_scene).tolist(),
+        "scale": float(np.cbrt(np.linalg.det(world_from_scene[:3, :3]))),
+        "frame": "ply, obj and stl hold world coordinates: the axes and units of the input cameras. "
+        "world = world_from_scene @ [x, y, z, 1] leads there from the unit sphere of training.",
+        "up": up,
+        "glb": f"glb holds world coordinates turned so that {up} becomes +Y; its colours are linear light.",
+        "step": step,
+    }
+    try:
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ExportError(
+            path, f"cannot be written ({error})", "check permissions and free disk space"
+        ) from error
+
+
+def _compare(mesh: TriangleMesh, reference: TriangleMesh | None) -> dict[str, float] | None:
+    return None if reference is None else chamfer_distance(mesh, reference)
+
+
+def _log_report(report: ExportReport) -> None:
+    mesh = report.mesh
+    logger.info(
+        "mesh: %s vertices, %s faces, %s component(s), %s boundary edges, volume %.6g, watertight: %s",
+        *(mesh[key] for key in ("vertices", "faces", "components", "boundary_edges", "volume", "watertight")),
+    )
+    if report.geometry is not None:
+        logger.info(
+            "distance to the reference: %s", {k: float(f"{v:.5g}") for k, v in report.geometry.items()}
+        )
+    for path in report.paths:
+        logger.info("wrote %s", path.absolute())
+    logger.info("Blender shows the colours in Material Preview once the base colour is the colour attribute")

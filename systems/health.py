@@ -1,0 +1,101 @@
+"""Early checks of a run: most bad surfaces come from poses, the region of interest or the masks, and show within a minute."""
+
+import logging
+from typing import Any
+
+import torch
+
+from process_data.batches import RayBatches
+from systems.extraction import extract_surface
+from systems.record import Run
+from utils.errors import ExportError
+from utils.mesh import keep_largest_components, transform_mesh, write_mesh
+from utils.types import Progress, Scene
+
+log = logging.getLogger(__name__)
+
+_PREVIEW_RESOLUTION = 128
+_MARGIN_DB = 2.0
+_REGION_KEYS = "dataset.render_cameras_name (its scale_mat is the region) and dataset.apply_mask"
+
+
+def constant_color_psnr(scene: Scene) -> float:
+    """PSNR in dB that the best single colour reaches on the training pixels.
+
+    With masks the background is taken as random colours, uniform in 0..1 with variance 1/12, as training composites it.
+    """
+    sums = torch.zeros(3, dtype=torch.float64)
+    squares = torch.zeros(3, dtype=torch.float64)
+    count = 0
+    for index in scene.train_indices:
+        rgb = scene.images.image(index).reshape(-1, 3).double() / 255.0
+        if scene.masks is not None:
+            mask = scene.masks.image(index).reshape(-1, 1) > 127
+            sums += torch.where(mask, rgb, 0.5).sum(0)
+            squares += torch.where(mask, rgb.square(), 0.25 + 1.0 / 12.0).sum(0)
+        else:
+            sums += rgb.sum(0)
+            squares += rgb.square().sum(0)
+        count += len(rgb)
+    variance = (squares / count - (sums / count).square()).mean()
+    return float(-10.0 * torch.log10(variance.clamp(min=1e-10)))
+
+
+def check_learning(scene: Scene, psnr: float) -> list[str]:
+    """Compare the training PSNR (dB) with that of a constant colour; one warning when it is not 2 dB above."""
+    constant = constant_color_psnr(scene)
+    log.info("training PSNR %.1f dB; a constant colour reaches %.1f dB", psnr, constant)
+    if psnr >= constant + _MARGIN_DB:
+        return []
+    return [
+        f"PSNR {psnr:.1f} dB is hardly above a constant colour's {constant:.1f} dB: suspect wrong poses, an object outside "
+        f"the unit sphere, or wrong masks; look at {_REGION_KEYS}, and at trainer.optimizer if those are right"
+    ]
+
+
+def check_health(scene: Scene, model: Any, progress: Progress, run: Run) -> list[str]:
+    """Write a coarse preview mesh and one line on the state of the surface; return what looks wrong, with the key to change.
+
+    Checked are the sign of the distance at the centre and at the edge of the unit sphere, the share of training rays that meet
+    the surface, and how much of the sphere the surface fills.
+    """
+    warnings: list[str] = []
+    surface = model.frozen_at(progress)
+    edge = 0.97 * torch.nn.functional.normalize(
+        torch.randn(2048, 3, generator=torch.Generator().manual_seed(0)), dim=1
+    )
+    center_sdf = float(surface.query_sdf(torch.zeros(1, 3, device=surface.device)))
+    edge_inside = float((surface.query_sdf(edge.to(surface.device)) < 0).float().mean())
+    batch = RayBatches(scene, device=surface.device, seed=0).draw(1024)
+    with torch.no_grad():
+        white = torch.ones(3, device=surface.device)
+        hit_share = float((model.render(batch.rays, progress, white).opacity > 0.5).float().mean())
+    extent = 0.0
+    path = run.save / "preview.ply"
+    try:
+        mesh = extract_surface(surface.query_sdf, _PREVIEW_RESOLUTION, device=surface.device)
+        mesh = keep_largest_components(mesh, 1)
+        extent = float((mesh.vertices**2).sum(axis=1).max() ** 0.5)
+        write_mesh(path, transform_mesh(mesh, scene.world_from_scene.numpy()))
+    except ExportError as error:
+        warnings.append(f"no surface yet ({error}): the object may lie outside the unit sphere; look at {_REGION_KEYS}")
+    log.info(
+        "health: sdf at centre %+.3f, %.0f %% of the sphere's edge inside, %.0f %% of rays hit, surface reaches %.2f of "
+        "the unit sphere; preview mesh %s",
+        *(center_sdf, 100 * edge_inside, 100 * hit_share, extent, path if extent else "none"),
+    )
+    if edge_inside > 0.6:
+        warnings.append(
+            f"{100 * edge_inside:.0f} % of the unit sphere's edge lies inside the surface: inside-out, or the sphere is "
+            f"smaller than the object; look at {_REGION_KEYS}"
+        )
+    if hit_share < 0.01:
+        warnings.append(
+            f"only {100 * hit_share:.1f} % of the training rays meet a surface: the cameras do not look at the unit "
+            f"sphere, or the masks are empty; look at {_REGION_KEYS}"
+        )
+    if 0 < extent < 0.1:
+        warnings.append(
+            f"the surface fills only {extent:.2f} of the unit sphere: the sphere is far too large; look at {_REGION_KEYS}"
+        )
+    return warnings

@@ -1,0 +1,56 @@
+"""Loss terms: pure functions from tensors to one unweighted scalar each. An empty input gives a zero with a gradient."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def _mean(values: Tensor) -> Tensor:
+    # A mean over nothing is NaN; the sum of nothing is a zero that still belongs to the graph.
+    return values.sum() / max(values.numel(), 1)
+
+
+def rgb_l1(rgb: Float[Tensor, "R 3"], target: Float[Tensor, "R 3"]) -> Float[Tensor, ""]:
+    """Mean absolute difference (NeuS)."""
+    return _mean((rgb - target).abs())
+
+
+def rgb_l2(rgb: Float[Tensor, "R 3"], target: Float[Tensor, "R 3"]) -> Float[Tensor, ""]:
+    """Mean squared difference (NeRF)."""
+    return _mean((rgb - target).square())
+
+
+def rgb_charbonnier(
+    rgb: Float[Tensor, "R 3"], target: Float[Tensor, "R 3"], padding: float = 1e-3
+) -> Float[Tensor, ""]:
+    """Mean of sqrt(r^2 + padding^2): quadratic near zero, absolute beyond (mip-NeRF 360, section 4)."""
+    return _mean(((rgb - target).square() + padding**2).sqrt())
+
+
+def eikonal(gradient: Float[Tensor, "S 3"]) -> Float[Tensor, ""]:
+    """Mean of (|d sdf / dx| - 1)^2 (IGR, Gropp et al. 2020, equation 2)."""
+    # The square root's slope at zero is infinite; 1e-12 keeps a vanishing gradient's derivative finite.
+    return _mean(((gradient.square().sum(dim=1) + 1e-12).sqrt() - 1.0).square())
+
+
+def mask_bce(opacity: Float[Tensor, " R"], mask: Float[Tensor, " R"]) -> Float[Tensor, ""]:
+    """Binary cross entropy between rendered opacity and mask; opacity is kept within [1e-3, 1 - 1e-3] (NeuS)."""
+    return _mean(torch.nn.functional.binary_cross_entropy(opacity.clamp(1e-3, 1 - 1e-3), mask, reduction="none"))
+
+
+def opacity_entropy(opacity: Float[Tensor, " R"]) -> Float[Tensor, ""]:
+    """Binary entropy of the opacity: zero when every ray is either empty or opaque (instant-nsr-pl's ``opaque``)."""
+    clamped = opacity.clamp(1e-3, 1 - 1e-3)
+    return _mean(torch.nn.functional.binary_cross_entropy(clamped, clamped, reduction="none"))
+
+
+def sparsity(sdf: Float[Tensor, " S"], scale: float) -> Float[Tensor, ""]:
+    """Mean of exp(-scale |sdf|): samples are pushed off the zero level unless the pictures hold them there.
+
+    Args:
+        sdf: at the samples.
+        scale: 1 / width of the penalised shell, 1 / scene units.
+
+    Source: SparseNeuS (Long et al. 2022), equation 11.
+    """
+    return _mean((-scale * sdf.abs()).exp())

@@ -1,0 +1,104 @@
+"""NeuS's training rules: which loss terms, how they are weighted, and what anneals when."""
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from systems import losses
+from systems.schedules import check_schedule, value_at
+from utils.errors import ConfigError
+from utils.types import Batch, Progress, RenderOutput
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weight of each term: a number, or a schedule of [fraction, value] pairs. A term with weight 0 is not computed."""
+
+    rgb_l1: Any = 1.0
+    rgb_l2: Any = 0.0
+    rgb_charbonnier: Any = 0.0
+    eikonal: Any = 0.1
+    mask: Any = 0.0
+    """Binary cross entropy of opacity and mask; needs masks."""
+    opacity: Any = 0.0
+    sparsity: Any = 0.0
+
+    def __post_init__(self) -> None:
+        for term in fields(self):
+            check_schedule(f"system.loss.{term.name}", getattr(self, term.name))
+
+
+@dataclass(frozen=True)
+class NeuSSystemConfig:
+    """Loss terms and annealing of NeuS."""
+
+    name: str = "neus"
+    loss: LossConfig = LossConfig()
+    sparsity_scale: float = 20.0
+    """1 / width of the shell that the sparsity term acts on, 1 / scene units."""
+    cos_anneal_end: float = 0.1
+    """Fraction of training after which NeuS's true cosine is used (0 = from the start)."""
+    initial_levels: float = 4.0
+    """Hash-grid levels open at the start (coarse to fine)."""
+    levels_end: float = 0.3
+    """Fraction of training at which all levels are open."""
+    background: Literal["random", "white", "black"] = "random"
+    """Colour behind masked objects in training: a new one every step, white or black. Pictures always get white."""
+
+    def __post_init__(self) -> None:
+        for key in ("cos_anneal_end", "levels_end"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"system.{key}: must lie in 0..1, got {getattr(self, key)}")
+        if self.initial_levels < 0:
+            raise ValueError(f"system.initial_levels: must not be negative, got {self.initial_levels}")
+
+
+class NeuSSystem:
+    """Judges a NeuS render: schedules and unweighted loss terms. It holds no state."""
+
+    def __init__(self, config: NeuSSystemConfig, num_levels: int, has_masks: bool) -> None:
+        self.config = config
+        self.num_levels = num_levels
+        self.terms = [term.name for term in fields(LossConfig)]
+        if not has_masks and any(value_at(config.loss.mask, k / 100) > 0 for k in range(101)):
+            raise ConfigError(
+                "system.loss.mask", "needs masks", "set dataset.apply_mask=true, or system.loss.mask=0"
+            )
+
+    def progress_at(self, fraction: float) -> Progress:
+        """Everything that depends on the fraction (0..1) of training done."""
+        config = self.config
+        anneal = 1.0 if config.cos_anneal_end == 0 else min(fraction / config.cos_anneal_end, 1.0)
+        opened = 1.0 if config.levels_end == 0 else min(fraction / config.levels_end, 1.0)
+        first = min(config.initial_levels, self.num_levels)
+        weights = {name: value_at(getattr(config.loss, name), fraction) for name in self.terms}
+        return Progress(fraction, anneal, first + opened * (self.num_levels - first), weights)
+
+    def background_color(self, generator: torch.Generator) -> Float[Tensor, "3"]:
+        """The colour behind masked objects for one training step, 0..1."""
+        if self.config.background == "random":
+            return torch.rand(3, generator=generator, device=generator.device)
+        return torch.full((3,), float(self.config.background == "white"), device=generator.device)
+
+    def loss_terms(self, render: RenderOutput, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """The unweighted terms whose weight is not zero now."""
+        weights = progress.loss_weights
+        terms: dict[str, Tensor] = {}
+        if weights["rgb_l1"] > 0:
+            terms["rgb_l1"] = losses.rgb_l1(render.rgb, batch.rgb)
+        if weights["rgb_l2"] > 0:
+            terms["rgb_l2"] = losses.rgb_l2(render.rgb, batch.rgb)
+        if weights["rgb_charbonnier"] > 0:
+            terms["rgb_charbonnier"] = losses.rgb_charbonnier(render.rgb, batch.rgb)
+        if weights["eikonal"] > 0:
+            terms["eikonal"] = losses.eikonal(render.gradient)
+        if weights["mask"] > 0 and batch.mask is not None:
+            terms["mask"] = losses.mask_bce(render.opacity, batch.mask)
+        if weights["opacity"] > 0:
+            terms["opacity"] = losses.opacity_entropy(render.opacity)
+        if weights["sparsity"] > 0:
+            terms["sparsity"] = losses.sparsity(render.sdf, self.config.sparsity_scale)
+        return terms

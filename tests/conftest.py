@@ -1,0 +1,29 @@
+"""What every test starts from: one quiet thread, fixed seeds, and real captures where there are some."""
+
+import os
+from pathlib import Path
+
+# Spinning OpenMP threads slow each other down on a busy machine. libgomp reads this when PyTorch loads it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest
+import torch
+
+from utils.backend import seed_everything
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seeds() -> None:
+    seed_everything(0)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real captures: $SURFACE_DATA, or ``shared/data`` beside the checkout."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("SURFACE_DATA", beside))
+    if not folder.is_dir():
+        pytest.skip(f"no real captures in {folder}; set SURFACE_DATA to their folder")
+    return folder

@@ -1,0 +1,382 @@
+"""The synthetic scenes: exact geometry, honest pictures, and a folder that projects as NeuS expects."""
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+import trimesh
+from scipy.spatial import KDTree
+
+from process_data import synthetic_render
+from process_data.cameras import rays_from_pixels
+from process_data.dtu import DTUConfig, load_dtu
+from process_data.synthetic import (
+    SyntheticConfig,
+    load_synthetic,
+    make_cameras,
+    render_views,
+    synthetic_world_from_scene,
+    write_neus_folder,
+)
+from process_data.synthetic_field import FIGURINE_TABLE, SPHERE_RADIUS, distance
+from process_data.synthetic_mesh import SCENES, SceneName, exact_distance, ground_truth_mesh, signed_distance
+from utils.errors import ConfigError, ExportError
+from utils.types import Cameras, Scene, TriangleMesh
+
+ALL_SCENES = sorted(SCENES)
+
+
+@pytest.fixture(scope="module")
+def figurine() -> Scene:
+    return load_synthetic(SyntheticConfig(num_images=16, image_size=96, holdout=4))
+
+
+@pytest.fixture(scope="module")
+def surface() -> TriangleMesh:
+    return ground_truth_mesh("figurine", 192)
+
+
+def pixels_of(cameras: Cameras, view: int, points: np.ndarray) -> np.ndarray:
+    """Continuous pixel coordinates of scene points."""
+    c2w, lens = cameras.c2w[view].double().numpy(), cameras.intrinsics[view].double().numpy()
+    homogeneous = (points - c2w[:, 3]) @ c2w[:, :3] @ lens.T
+    return homogeneous[:, :2] / homogeneous[:, 2:]
+
+
+# ------------------------------------------------------------------------------------------ distances
+
+
+def test_distance_at_points_known_by_hand() -> None:
+    sphere = signed_distance(np.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.3, 0.4]]), "sphere")
+    np.testing.assert_allclose(sphere, [-0.5, 0.5, 0.0], atol=1e-15)
+    inside_trunk, through_handle, in_handle, in_bowl, between_ears = signed_distance(
+        np.array(
+            [[0.0, 0.0, -0.1], [0.0, 0.37, 0.10], [0.0, 0.48, 0.10], [0.0, 0.03, 0.45], [0.0, -0.05, 0.7]]
+        )
+    )
+    assert inside_trunk < -0.2
+    assert through_handle > 0.02, "the handle's hole is open"
+    assert -0.036 <= in_handle < -0.02, "the handle is 0.072 thick"
+    assert in_bowl > 0.08, "the jug is hollow"
+    assert between_ears > 0.05
+
+
+@pytest.mark.parametrize("scene", ALL_SCENES)
+def test_field_is_lipschitz_so_that_sphere_tracing_is_safe(scene: SceneName) -> None:
+    random = np.random.default_rng(0)
+    near = ground_truth_mesh(scene, 96).vertices
+    start = np.concatenate([random.uniform(-1, 1, (30_000, 3)), near + random.normal(0, 0.01, near.shape)])
+    for length in (1e-4, 1e-2):
+        end = start + random.normal(0, length, start.shape)
+        rise = np.abs(signed_distance(start, scene) - signed_distance(end, scene))
+        assert (rise / np.linalg.norm(end - start, axis=1)).max() <= 1.0 + 1e-9
+
+
+def test_exact_distance_has_unit_slope_and_is_never_below_the_bound(surface: TriangleMesh) -> None:
+    random = np.random.default_rng(1)
+    points = surface.vertices[random.integers(0, len(surface.vertices), 4000)] + random.normal(
+        0, 0.006, (4000, 3)
+    )
+    exact, bound = exact_distance(points), signed_distance(points)
+    assert (np.abs(bound) <= np.abs(exact) + 1e-6).all()
+    assert (np.sign(bound) == np.sign(exact)).all()
+    slope = np.zeros(len(points))
+    for axis in np.eye(3):
+        slope += ((exact_distance(points + 5e-4 * axis) - exact_distance(points - 5e-4 * axis)) / 1e-3) ** 2
+    # Crevices have no unique nearest point; everywhere else the eikonal equation holds.
+    assert np.quantile(np.abs(np.sqrt(slope) - 1.0), 0.98) < 0.01
+
+
+def test_exact_distance_matches_the_sphere_and_a_dense_search(surface: TriangleMesh) -> None:
+    points = np.random.default_rng(2).uniform(-0.9, 0.9, (1000, 3))
+    on_sphere = exact_distance(points, "sphere") - (np.linalg.norm(points, axis=1) - SPHERE_RADIUS)
+    # A point near the centre is as near to the antipode: the slide may stop early there, by less than a grid
+    # cell.
+    assert np.quantile(np.abs(on_sphere), 0.95) < 1e-5
+    assert np.abs(on_sphere).max() < 1e-3
+    dense, _ = KDTree(surface.vertices).query(points)
+    exact = np.abs(exact_distance(points))
+    # Far away the nearest vertex may lie on a neighbouring bump that is farther by a hair.
+    assert (exact <= dense + 1e-3).all()
+    assert (dense - exact).max() < 0.01
+
+
+def test_compiled_kernels_agree_with_the_field_as_written() -> None:
+    """Fails when Numba's cache of ``synthetic_render`` is older than ``synthetic_field``: save the former."""
+    points = np.random.default_rng(3).uniform(-0.9, 0.9, (50, 3))
+    expected = [distance.py_func(FIGURINE_TABLE, *point) for point in points]
+    np.testing.assert_allclose(signed_distance(points, "figurine-table"), expected, atol=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------ mesh
+
+
+@pytest.mark.parametrize(("scene", "genus"), [("figurine", 1), ("sphere", 0), ("figurine-table", 1)])
+def test_mesh_is_one_watertight_surface_of_the_designed_genus(scene: SceneName, genus: int) -> None:
+    mesh = ground_truth_mesh(scene, 128)
+    shape = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
+    assert shape.is_watertight
+    assert shape.is_winding_consistent
+    assert shape.euler_number == 2 - 2 * genus
+    assert shape.body_count == 1
+    assert shape.volume > 0.3
+    assert np.abs(signed_distance(mesh.vertices, scene)).max() < 1e-6
+    assert np.linalg.norm(mesh.vertices, axis=1).max() < (0.97 if scene == "figurine-table" else 0.85)
+    # The normals are the field's; the faces agree with them, apart from creases.
+    assert mesh.normals is not None
+    agreement = np.einsum("vc,vc->v", shape.vertex_normals, mesh.normals)
+    assert np.quantile(agreement, 0.01) > 0.95
+
+
+def test_sphere_mesh_has_the_sphere_s_measures() -> None:
+    mesh = ground_truth_mesh("sphere", 64)
+    shape = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
+    assert shape.volume == pytest.approx(4 / 3 * math.pi * SPHERE_RADIUS**3, rel=5e-3)
+    np.testing.assert_allclose(np.linalg.norm(mesh.vertices, axis=1), SPHERE_RADIUS, atol=1e-12)
+    assert mesh.normals is not None
+    np.testing.assert_allclose(mesh.normals, mesh.vertices / SPHERE_RADIUS, atol=3e-5)
+
+
+def test_mesh_refuses_a_resolution_without_cells() -> None:
+    with pytest.raises(ValueError, match="at least 8"):
+        ground_truth_mesh("sphere", 4)
+
+
+def test_skipped_blocks_hide_no_surface() -> None:
+    """The block-skipping grid has the same signs as the field at every node."""
+    nodes, low = 48, -0.9
+    spacing = 1.8 / (nodes - 1)
+    grid = np.empty((nodes, nodes, nodes), np.float32)
+    synthetic_render.fill_grid(SCENES["figurine"], low, spacing, 8, grid)
+    index = np.stack(np.meshgrid(*[np.arange(nodes)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    values = signed_distance(low + index * spacing)
+    assert (np.sign(values) == np.sign(grid.reshape(-1))).all()
+    # The nodes next to the surface, which place the vertices, hold the field itself.
+    near = np.abs(values) < spacing * 0.8
+    np.testing.assert_allclose(grid.reshape(-1)[near], values[near], atol=1e-6)
+
+
+# -------------------------------------------------------------------------------------------- pictures
+
+
+def test_traced_depth_and_silhouette_match_the_analytic_sphere() -> None:
+    cameras = make_cameras(SyntheticConfig(scene="sphere", num_images=3, image_size=40))
+    rgb, alpha, depth = render_views("sphere", cameras)
+    column, row = np.meshgrid(np.arange(40), np.arange(40))
+    centres = torch.tensor(np.stack([column, row], -1).reshape(-1, 2) + 0.5, dtype=torch.float32)
+    for view in range(3):
+        rays = rays_from_pixels(cameras, torch.full((1600,), view), centres)
+        origin, direction = rays.origins.double().numpy(), rays.directions.double().numpy()
+        middle = -(origin * direction).sum(1)
+        inside = SPHERE_RADIUS**2 - ((origin**2).sum(1) - middle**2)
+        expected = np.where(inside > 0, middle - np.sqrt(np.maximum(inside, 0)), 0.0).reshape(40, 40)
+        apart = np.abs(np.sqrt((origin**2).sum(1) - middle**2).reshape(40, 40) - SPHERE_RADIUS)
+        clear = apart > 0.003
+        # The tracer stops within 1e-4 of the surface, along the normal; grazing rays meet it at an angle.
+        np.testing.assert_allclose(depth[view][clear], expected[clear], atol=2e-3)
+        steep = clear & (expected > 0) & (apart > 0.1)
+        np.testing.assert_allclose(depth[view][steep], expected[steep], atol=3e-4)
+        pixel = 2.85 * 2 * math.tan(math.radians(18.5)) / 40
+        whole = apart > pixel
+        np.testing.assert_array_equal(alpha[view][whole], (expected > 0)[whole].astype(np.float32))
+        assert ((alpha[view] > 0) & (alpha[view] < 1)).any(), "edges are soft"
+        np.testing.assert_array_equal(rgb[view][whole & (expected == 0)], 1.0)
+
+
+def test_surface_points_project_into_the_masks_and_cover_them(figurine: Scene, surface: TriangleMesh) -> None:
+    assert figurine.masks is not None
+    for view in range(len(figurine.cameras)):
+        mask = figurine.masks.image(view).numpy()[..., 0] > 0
+        assert mask[1:-1, 1:-1].sum() == mask.sum(), "the object stays clear of the frame"
+        assert mask.mean() > 0.15
+        column, row = np.floor(pixels_of(figurine.cameras, view, surface.vertices)).astype(int).T
+        covered = np.zeros_like(mask)
+        covered[row, column] = True
+        grown = np.zeros_like(mask)
+        for dy in (-1, 0, 1):
+            for dx in (-1, 0, 1):
+                grown |= np.roll(mask, (dy, dx), (0, 1))
+        assert not (covered & ~grown).any()
+        assert (mask & ~covered).mean() < 1e-3
+
+
+def test_every_part_of_the_surface_is_seen(surface: TriangleMesh) -> None:
+    """From the default views: at least three of them see nearly every surface point."""
+    cameras = make_cameras(SyntheticConfig(image_size=64))
+    _, _, depth = render_views("figurine", cameras)
+    points = surface.vertices[:: len(surface.vertices) // 4000]
+    seen = np.zeros(len(points), dtype=int)
+    for view in range(len(cameras)):
+        column, row = np.floor(pixels_of(cameras, view, points)).astype(int).T
+        away = np.linalg.norm(points - cameras.c2w[view, :, 3].double().numpy(), axis=1)
+        seen += np.abs(depth[view][row, column] - away) < 0.06
+    assert (seen >= 3).mean() > 0.99
+
+
+def test_the_hole_shows_the_background(figurine: Scene) -> None:
+    """A camera that looks through the handle sees white inside the ring and object all around it."""
+    cameras = Cameras(
+        torch.tensor([[[0.0, 0.0, -1.0, 2.8], [1.0, 0.0, 0.0, 0.37], [0.0, -1.0, 0.0, 0.10]]]),
+        torch.tensor([[[200.0, 0.0, 40.5], [0.0, 200.0, 40.5], [0.0, 0.0, 1.0]]]),
+        torch.tensor([[81, 81]]),
+    )
+    rgb, alpha, _ = render_views("figurine", cameras)
+    assert alpha[0, 40, 40] == 0.0
+    np.testing.assert_array_equal(rgb[0, 40, 40], 1.0)
+    assert alpha[0, 40, :40].max() == 1.0
+    assert alpha[0, 40, 41:].max() == 1.0
+
+
+def test_colours_are_varied_in_range_and_nearly_alike_from_everywhere(surface: TriangleMesh) -> None:
+    assert surface.colors is not None
+    colors = surface.colors / 255.0
+    assert colors.std(axis=0).min() > 0.1
+    assert (colors > 0.99).any(axis=1).mean() < 0.02, "hardly anything is overexposed"
+    assert (colors.mean(axis=1) < 0.02).mean() < 0.02
+    cameras = make_cameras(SyntheticConfig(num_images=12, image_size=112))
+    rgb, _, depth = render_views("figurine", cameras)
+    sums, counts = np.zeros((len(colors), 3)), np.zeros(len(colors))
+    worst = np.zeros(len(colors))
+    for view in range(12):
+        column, row = np.floor(pixels_of(cameras, view, surface.vertices)).astype(int).T
+        away = np.linalg.norm(surface.vertices - cameras.c2w[view, :, 3].double().numpy(), axis=1)
+        seen = np.abs(depth[view][row, column] - away) < 0.01
+        seen_color = rgb[view][row, column]
+        sums[seen] += seen_color[seen]
+        counts[seen] += 1
+        worst[seen] = np.maximum(worst[seen], np.abs(seen_color - colors)[seen].max(axis=1))
+    several = counts >= 2
+    assert np.abs(sums[several] / counts[several, None] - colors[several]).mean() < 0.03
+    assert np.median(worst[several]) < 0.06
+
+
+def test_backgrounds() -> None:
+    choices: tuple[tuple[Literal["white", "black"], int], ...] = (("white", 255), ("black", 0))
+    for background, value in choices:
+        scene = load_synthetic(
+            SyntheticConfig(scene="sphere", num_images=2, image_size=16, holdout=0, background=background)
+        )
+        assert scene.images.image(0)[0, 0].tolist() == [value] * 3
+    table = load_synthetic(
+        SyntheticConfig(scene="figurine-table", num_images=2, image_size=32, holdout=0, apply_mask=False)
+    )
+    assert table.masks is None
+    corner = torch.stack([table.images.image(view)[0, 0] for view in range(2)])
+    assert not torch.equal(corner[0], corner[1]), "the surroundings change with the direction"
+
+
+# ----------------------------------------------------------------------------------------------- scene
+
+
+def test_same_config_gives_the_same_bytes_and_another_seed_other_views(figurine: Scene) -> None:
+    config = SyntheticConfig(num_images=16, image_size=96, holdout=4)
+    again = load_synthetic(config)
+    assert torch.equal(again.images.pixels, figurine.images.pixels)
+    assert torch.equal(again.cameras.c2w, figurine.cameras.c2w)
+    assert again.masks is not None
+    assert figurine.masks is not None
+    assert torch.equal(again.masks.pixels, figurine.masks.pixels)
+    other = make_cameras(SyntheticConfig(num_images=16, image_size=96, seed=1))
+    assert not torch.allclose(other.c2w, figurine.cameras.c2w)
+
+
+def test_cameras_are_rigid_and_held_out_views_lie_among_the_others() -> None:
+    cameras = make_cameras(SyntheticConfig())
+    rotation = cameras.c2w[:, :, :3].double()
+    torch.testing.assert_close(
+        rotation @ rotation.mT, torch.eye(3).double().expand(64, 3, 3), atol=1e-6, rtol=0
+    )
+    assert (torch.linalg.det(rotation) > 0).all()
+    centres = cameras.c2w[:, :, 3]
+    assert ((centres.norm(dim=1) > 2.7) & (centres.norm(dim=1) < 3.0)).all()
+    assert (rotation[:, 2, 1] < 0).all(), "the image's y axis points down"
+    direction = torch.nn.functional.normalize(centres, dim=1)
+    test = list(range(0, 64, 8))
+    train = [index for index in range(64) if index % 8]
+    nearest = torch.rad2deg(torch.acos((direction[test] @ direction[train].T).clamp(-1, 1))).min(dim=1).values
+    assert nearest.max() < 30.0
+    assert direction[test, 2].max() < direction[train, 2].max()
+    assert direction[test, 2].min() > direction[train, 2].min()
+
+
+def test_reference_mesh_is_in_world_coordinates(figurine: Scene) -> None:
+    assert figurine.train_indices == tuple(index for index in range(16) if index % 4)
+    assert figurine.test_indices == (0, 4, 8, 12)
+    reference = figurine.reference_mesh
+    assert reference is not None
+    assert reference.normals is not None
+    scene_from_world = torch.linalg.inv(figurine.world_from_scene).numpy()
+    vertices = reference.vertices @ scene_from_world[:3, :3].T + scene_from_world[:3, 3]
+    assert np.abs(signed_distance(vertices)).max() < 1e-9
+    assert np.abs(signed_distance(reference.vertices)).max() > 0.5, "world and scene differ"
+    matrix = synthetic_world_from_scene().numpy()
+    np.testing.assert_allclose(matrix[:3, :3] @ matrix[:3, :3].T, 2.5**2 * np.eye(3), atol=1e-12)
+    assert np.linalg.det(matrix[:3, :3]) > 0
+    step = reference.vertices + 0.01 * reference.normals
+    stepped = step @ scene_from_world[:3, :3].T + scene_from_world[:3, 3]
+    assert (signed_distance(stepped) > 0).mean() > 0.99
+
+
+def test_written_folder_projects_as_neus_does(figurine: Scene, surface: TriangleMesh, tmp_path: Path) -> None:
+    write_neus_folder(figurine, tmp_path / "capture")
+    matrices = np.load(tmp_path / "capture" / "cameras_sphere.npz")
+    homogeneous = np.concatenate([surface.vertices, np.ones((len(surface.vertices), 1))], axis=1)
+    for view in range(16):
+        projection = (matrices[f"world_mat_{view}"] @ matrices[f"scale_mat_{view}"])[:3, :4]
+        image = homogeneous @ projection.T
+        assert (image[:, 2] > 0).all()
+        expected = pixels_of(figurine.cameras, view, surface.vertices) - 0.5
+        np.testing.assert_allclose(image[:, :2] / image[:, 2:], expected, atol=1e-4)
+        np.testing.assert_array_equal(matrices[f"scale_mat_{view}"], figurine.world_from_scene.numpy())
+        stored = iio.imread(tmp_path / "capture" / "image" / f"{view:06d}.png")
+        np.testing.assert_array_equal(stored, figurine.images.image(view).numpy())
+        mask = iio.imread(tmp_path / "capture" / "mask" / f"{view:03d}.png")
+        assert figurine.masks is not None
+        np.testing.assert_array_equal(mask[..., :1], figurine.masks.image(view).numpy())
+
+
+def test_written_folder_reads_back_as_the_same_scene(figurine: Scene, tmp_path: Path) -> None:
+    write_neus_folder(figurine, tmp_path)
+    back = load_dtu(DTUConfig(root_dir=str(tmp_path), apply_mask=True, holdout=4))
+    assert back.masks is not None
+    assert figurine.masks is not None
+    assert torch.equal(back.images.pixels, figurine.images.pixels)
+    assert torch.equal(back.masks.pixels, figurine.masks.pixels)
+    torch.testing.assert_close(back.cameras.c2w, figurine.cameras.c2w, atol=1e-5, rtol=0)
+    torch.testing.assert_close(back.cameras.intrinsics, figurine.cameras.intrinsics, atol=1e-3, rtol=0)
+    torch.testing.assert_close(back.world_from_scene, figurine.world_from_scene)
+    assert back.image_names == figurine.image_names
+    assert back.test_indices == figurine.test_indices
+
+
+def test_write_to_names_a_folder_or_says_why_not(tmp_path: Path) -> None:
+    small: dict[str, Any] = {
+        "scene": "sphere",
+        "num_images": 2,
+        "image_size": 16,
+        "holdout": 0,
+        "apply_mask": False,
+    }
+    load_synthetic(SyntheticConfig(**small, write_to=str(tmp_path / "new")))
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["cameras_sphere.npz", "image"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportError, match=r"file: cannot be written .*; choose another dataset\.write_to"):
+        load_synthetic(SyntheticConfig(**small, write_to=str(tmp_path / "file")))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("num_images", 1), ("image_size", 8), ("fov", 0.0), ("seed", -1), ("test_steps", 0)],
+)
+def test_config_refuses_values_out_of_range(key: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^dataset\.{key}: must be .*, got {value}$"):
+        SyntheticConfig(**{key: value})
+
+
+def test_holdout_that_does_not_fit_is_the_user_s_error() -> None:
+    with pytest.raises(ConfigError, match=r"dataset\.holdout"):
+        load_synthetic(SyntheticConfig(scene="sphere", num_images=2, image_size=16, holdout=[5]))

@@ -1,0 +1,172 @@
+"""Export: planted floaters go, colours and normals come from the surface, everything lands in world units."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from torch import Tensor
+
+from systems.export import ExportConfig, clean_surface, export_mesh
+from systems.extraction import extract_surface
+from utils.errors import ConfigError, ExportError
+from utils.mesh import mesh_report, read_mesh
+from utils.types import Cameras, ImageStack, Scene, TriangleMesh
+
+CENTRE = torch.tensor([0.1, -0.05, 0.0])
+RADIUS = 0.4
+FLOATERS = torch.tensor([[0.7, 0, 0], [-0.7, 0.1, 0], [0, 0.7, 0.2], [0, -0.75, 0], [0.1, 0.1, 0.8]])
+
+
+class Ball:
+    """A sphere with five small ones around it, coloured by direction."""
+
+    device = torch.device("cpu")
+
+    def query_sdf(self, positions: Tensor) -> Tensor:
+        ball = (positions - CENTRE).norm(dim=1) - RADIUS
+        return torch.minimum(ball, (torch.cdist(positions, FLOATERS) - 0.08).min(dim=1).values)
+
+    def query_gradient(self, positions: Tensor) -> Tensor:
+        return 1.7 * (positions - CENTRE)  # Not of unit length, as a learned field's.
+
+    def query_color(self, positions: Tensor, directions: Tensor) -> Tensor:
+        assert torch.allclose(directions.norm(dim=1), torch.ones(len(directions)), atol=1e-4)
+        return 0.5 - 0.5 * directions
+
+
+@dataclass(frozen=True)
+class Settings:
+    export: ExportConfig
+
+
+@dataclass(frozen=True)
+class Folder:
+    folder: Path
+
+
+@pytest.fixture
+def scene() -> Scene:
+    angle = 0.7
+    matrix = torch.eye(4, dtype=torch.float64)
+    matrix[:2, :2] = torch.tensor([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix[:3, :3] *= 250.0
+    matrix[:3, 3] = torch.tensor([10.0, 20.0, -600.0])
+    cameras = Cameras(torch.eye(4)[None, :3], torch.eye(3)[None], torch.tensor([[2, 2]], dtype=torch.int64))
+    images = ImageStack.from_images([np.zeros((2, 2, 3), np.uint8)])
+    return Scene("ball", cameras, images, ("0.png",), (0,), (), matrix)
+
+
+def world_centre(scene: Scene) -> np.ndarray:
+    return (scene.world_from_scene @ torch.cat([CENTRE.double(), torch.ones(1).double()]))[:3].numpy()
+
+
+def test_files_land_in_world_coordinates(tmp_path: Path, scene: Scene):
+    config = Settings(ExportConfig(resolution=96, formats=("ply", "obj", "glb", "stl")))
+    truth = trimesh.creation.icosphere(subdivisions=4, radius=250.0 * RADIUS)
+    reference = TriangleMesh(truth.vertices + world_centre(scene), np.asarray(truth.faces, np.int64))
+    report = export_mesh(config, replace(scene, reference_mesh=reference), Ball(), Folder(tmp_path), step=7)
+    names = {path.name for path in report.paths}
+    assert names == {"mesh.ply", "mesh.obj", "mesh.glb", "mesh.stl", "transform.json", "mesh.png"}
+    assert all(path.is_file() and path.parent == tmp_path / "save" for path in report.paths)
+
+    mesh = read_mesh(tmp_path / "save/mesh.ply")
+    outward = mesh.vertices - world_centre(scene)
+    assert np.abs(np.linalg.norm(outward, axis=1) - 100.0).max() < 1e-4 * 500.0 + 0.1
+    assert report.mesh["components"] == 1
+    assert report.mesh["boundary_edges"] == 0
+    assert report.mesh["volume"] == pytest.approx(4 / 3 * np.pi * 100.0**3, rel=0.01)
+    assert report.geometry is not None
+    assert report.geometry["chamfer"] < 0.3
+
+    # The colour says the normal in scene space; in the file the normals are turned with the world.
+    stored = trimesh.load(tmp_path / "save/mesh.ply", process=False)
+    direction = outward / np.linalg.norm(outward, axis=1, keepdims=True)
+    np.testing.assert_allclose(stored.vertex_normals, direction, atol=2e-3)
+    assert mesh.colors is not None
+    in_scene = direction @ (scene.world_from_scene[:3, :3] / 250.0).numpy()
+    np.testing.assert_allclose(mesh.colors / 255.0, 0.5 + 0.5 * in_scene, atol=5e-3)
+
+    transform = json.loads((tmp_path / "save/transform.json").read_text())
+    np.testing.assert_allclose(transform["world_from_scene"], scene.world_from_scene.numpy())
+    assert transform["scale"] == pytest.approx(250.0)
+    assert transform["up"] == "z"
+
+
+def test_five_planted_floaters_go_and_nothing_else():
+    found = extract_surface(Ball().query_sdf, 80)
+    alone = extract_surface(lambda p: (p - CENTRE).norm(dim=1) - RADIUS, 80)
+    assert mesh_report(found)["components"] == 6
+    cleaned = clean_surface(found, ExportConfig())
+    assert np.array_equal(cleaned.vertices, alone.vertices)
+    assert len(cleaned.faces) == len(alone.faces)
+    assert mesh_report(clean_surface(found, ExportConfig(keep_components=0)))["components"] == 6
+    with pytest.raises(ExportError, match="min_faces"):
+        clean_surface(found, ExportConfig(min_faces=10**6))
+
+
+def test_shell_at_the_wall_is_dropped():
+    def field(positions: Tensor) -> Tensor:
+        radius = positions.norm(dim=1)
+        return torch.minimum(radius - 0.4, 0.985 - radius)
+
+    found = extract_surface(field, 64)
+    assert mesh_report(found)["components"] == 2
+    cleaned = clean_surface(found, ExportConfig(keep_components=0))
+    assert np.linalg.norm(cleaned.vertices, axis=1).max() < 0.41
+    assert (
+        mesh_report(clean_surface(found, ExportConfig(keep_components=0, cull_shells=False)))["components"]
+        == 2
+    )
+
+
+def test_no_surface_writes_no_file(tmp_path: Path, scene: Scene):
+    class Empty(Ball):
+        def query_sdf(self, positions: Tensor) -> Tensor:
+            return 1.0 + positions.norm(dim=1)
+
+    with pytest.raises(ExportError, match="all outside"):
+        export_mesh(Settings(ExportConfig(resolution=16)), scene, Empty(), Folder(tmp_path), 0)
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_grey_colours_everywhere_are_an_error(tmp_path: Path, scene: Scene):
+    class Grey(Ball):
+        def query_color(self, positions: Tensor, directions: Tensor) -> Tensor:
+            return torch.full_like(positions, 0.498)
+
+    with pytest.raises(ExportError, match=r"100\.0 % of the vertex colours are \(127, 127, 127\)"):
+        export_mesh(Settings(ExportConfig(resolution=32)), scene, Grey(), Folder(tmp_path), 0)
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_vanishing_gradient_leaves_the_normal_of_the_geometry(tmp_path: Path, scene: Scene):
+    class Flat(Ball):
+        def query_gradient(self, positions: Tensor) -> Tensor:
+            return torch.zeros_like(positions)
+
+    export_mesh(Settings(ExportConfig(resolution=48)), scene, Flat(), Folder(tmp_path), 0)
+    stored = trimesh.load(tmp_path / "save/mesh.ply", process=False)
+    outward = stored.vertices - world_centre(scene)
+    outward /= np.linalg.norm(outward, axis=1, keepdims=True)
+    assert (stored.vertex_normals * outward).sum(axis=1).min() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("resolution", 4),
+        ("formats", ("fbx",)),
+        ("formats", ()),
+        ("keep_components", -1),
+        ("min_faces", -1),
+        ("lipschitz", 0.0),
+        ("chunk", 0),
+    ],
+)
+def test_bad_settings_name_their_key(key: str, value: object):
+    with pytest.raises(ConfigError, match=rf"export\.{key}: "):
+        ExportConfig(**{key: value})

@@ -1,0 +1,99 @@
+"""Choice of implementation and device, seeds, and the number of threads."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from utils import backend
+from utils.errors import BackendError
+
+CPU = torch.device("cpu")
+
+
+def works() -> str | None:
+    return None
+
+
+def no_gpu() -> str | None:
+    return "needs a GPU"
+
+
+def not_built() -> str | None:
+    return "not installed: pip install fast"
+
+
+def test_auto_takes_the_first_that_runs_and_says_why() -> None:
+    assert backend.resolve_backend("hash grid", "auto", {"cpu": works, "reference": works}, CPU) == (
+        "cpu",
+        "first choice on cpu",
+    )
+    choices = {"cuda": no_gpu, "fast": not_built, "cpu": works, "reference": works}
+    name, why = backend.resolve_backend("hash grid", "auto", choices, CPU)
+    assert name == "cpu"
+    assert why == (
+        "on cpu, as cuda cannot run (needs a GPU); fast cannot run (not installed: pip install fast)"
+    )
+
+
+def test_named_implementation_is_taken_at_its_word() -> None:
+    choices = {"cuda": no_gpu, "cpu": works, "reference": works}
+    assert backend.resolve_backend("hash grid", "reference", choices, CPU) == (
+        "reference",
+        "asked for by name",
+    )
+    with pytest.raises(BackendError) as caught:
+        backend.resolve_backend("hash grid", "cuda", choices, CPU)
+    assert str(caught.value) == "hash grid backend: cuda cannot run here (needs a GPU); or use backend auto"
+
+
+def test_unknown_name_and_nothing_that_runs() -> None:
+    with pytest.raises(BackendError) as caught:
+        backend.resolve_backend("hash grid", "refrence", {"cpu": works, "reference": works}, CPU)
+    assert str(caught.value) == (
+        "hash grid backend: unknown name 'refrence'; did you mean reference? known: auto, cpu, reference"
+    )
+    with pytest.raises(BackendError, match=r"nothing can run on cpu \(cuda cannot run \(needs a GPU\)\)"):
+        backend.resolve_backend("hash grid", "auto", {"cuda": no_gpu}, CPU)
+
+
+def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert backend.resolve_device("auto") == backend.resolve_device("cpu") == CPU
+    with pytest.raises(BackendError, match=r"--device cuda: .*; use --device cpu"):
+        backend.resolve_device("cuda")
+    with pytest.raises(BackendError, match="choose auto, cpu or cuda"):
+        backend.resolve_device("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert backend.resolve_device("auto") == backend.resolve_device("cuda") == torch.device("cuda")
+    assert backend.resolve_device("cpu") == CPU
+
+
+def test_seeds_repeat_all_generators() -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
+
+    backend.seed_everything(7)
+    first = draw()
+    backend.seed_everything(8)
+    other = draw()
+    backend.seed_everything(7)
+    assert draw() == first
+    assert all(a != b for a, b in zip(first, other, strict=True))
+
+
+def test_threads_follow_the_user_then_the_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        assert backend.set_cpu_threads() == torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    monkeypatch.setattr(backend.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    quota = tmp_path / "cpu.max"
+    assert backend._granted_cores(quota) == 8
+    for text, cores in [("max 100000", 8), ("150000 100000", 2), ("1600000 100000", 8), ("1000 100000", 1)]:
+        quota.write_text(text)
+        assert backend._granted_cores(quota) == cores

@@ -1,0 +1,118 @@
+"""Which device, which implementation of an operation, which seeds, how many threads: decided once.
+
+An operation with a fast version keeps its implementations side by side in one folder, each with a function
+that says why it cannot run here (``None`` where it can). :func:`resolve_backend` turns a wish into a name. ::
+
+    resolve_backend("hash grid", "auto", {"cpu": cpu.available, "reference": reference.available}, device)
+    -> ("cpu", "first choice on cpu")
+"""
+
+import difflib
+import math
+import os
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from utils.errors import BackendError
+
+Available = Callable[[], str | None]
+"""``None`` where an implementation can run, else the reason why not and how to install it, in one line."""
+
+
+def resolve_backend(
+    operation: str, requested: str, implementations: Mapping[str, Available], device: torch.device
+) -> tuple[str, str]:
+    """Choose the implementation of an operation.
+
+    Args:
+        operation: what it is for, as error lines and the log name it, e.g. ``"hash grid"``.
+        requested: a name from ``implementations``, or ``"auto"`` for the first that can run.
+        implementations: by name, best first, the check of each.
+        device: where the tensors live; it is only named in the reason, the checks know what they need.
+
+    Returns:
+        The name and, in one line, why it was chosen.
+
+    Raises:
+        BackendError: the name is unknown, the named one cannot run here, or none can.
+    """
+    where = f"{operation} backend"
+    if requested != "auto":
+        if requested not in implementations:
+            near = difflib.get_close_matches(requested, [*implementations, "auto"], n=1)
+            remedy = f"did you mean {near[0]}? " if near else ""
+            raise BackendError(
+                where, f"unknown name {requested!r}", f"{remedy}known: auto, {', '.join(implementations)}"
+            )
+        reason = implementations[requested]()
+        if reason is not None:
+            raise BackendError(where, f"{requested} cannot run here ({reason})", "or use backend auto")
+        return requested, "asked for by name"
+
+    refused: list[str] = []
+    for name, available in implementations.items():
+        reason = available()
+        if reason is None:
+            return (
+                name,
+                f"first choice on {device}" if not refused else f"the fastest that runs here; {'; '.join(refused)}",
+            )
+        refused.append(f"{name} cannot run ({reason})")
+    raise BackendError(where, f"nothing can run on {device} ({'; '.join(refused)})", "install one of these")
+
+
+def resolve_device(requested: str) -> torch.device:
+    """``auto`` takes the GPU where PyTorch can use one, ``cpu`` and ``cuda`` are taken at their word.
+
+    Raises:
+        BackendError: ``cuda`` was asked for and there is none, or the name is another.
+    """
+    if requested not in ("auto", "cpu", "cuda"):
+        raise BackendError("--device", f"unknown device {requested!r}", "choose auto, cpu or cuda")
+    has_gpu = torch.cuda.is_available()
+    if requested == "cuda" and not has_gpu:
+        built_for_cpu = torch.version.cuda is None
+        what = (
+            "this PyTorch is built for CPUs only" if built_for_cpu else "PyTorch finds no usable NVIDIA GPU"
+        )
+        raise BackendError("--device cuda", what, "use --device cpu, or install a CUDA build and driver")
+    return torch.device("cuda" if requested != "cpu" and has_gpu else "cpu")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's generators, those of all GPUs included."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - libraries that draw from NumPy's global generator are meant, too.
+    torch.manual_seed(seed)
+
+
+def set_cpu_threads() -> int:
+    """Give PyTorch and Numba as many threads as this process may keep busy, and return the number.
+
+    Both count the machine's cores. A container that is granted two of sixty-four would start sixty-four
+    threads that wait for one another, so the scheduler's affinity and the cgroup's quota bound the number.
+    ``OMP_NUM_THREADS`` set by the user wins.
+    """
+    import numba  # here, because importing it takes as long as all the rest of this module
+
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(wanted) if wanted.isdigit() and int(wanted) > 0 else _granted_cores()
+    torch.set_num_threads(threads)
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    return threads
+
+
+def _granted_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores that the scheduler lets this process use, at least one."""
+    has_affinity = hasattr(os, "sched_getaffinity")  # Linux only
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    try:
+        quota, period = quota_file.read_text().split()
+    except (OSError, ValueError):
+        return cores
+    # "max 100000" means no limit; "150000 100000" means one and a half cores, which two threads use up.
+    return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))

@@ -1,0 +1,65 @@
+"""The command line of ``run.py``: its options, and which of them make sense together.
+
+Imports nothing heavy, so that ``--help`` and a mistyped option are answered at once.
+"""
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+DESCRIPTION = """Photos in, surface out: train a neural surface, measure it, export its mesh.
+
+python run.py --config confs/neus-dtu.yaml --train [key=value ...]
+python run.py --config confs/neus-dtu.yaml --train --resume latest
+python run.py --test --resume outputs/NAME/TRIAL/ckpt/last.pth
+python run.py --eval mesh.ply --gt reference.ply
+
+Exit codes: 0 done, 2 bad input (one line says what and where), 130 interrupted, 1 a bug."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Argparse, with its errors in one line like all others."""
+
+    def error(self, message: str) -> NoReturn:  # noqa: D102 - argparse documents it
+        self.exit(2, f"run.py: {message}; see python run.py --help\n")
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Read the command line; leave with exit code 2 and one line where it makes no sense.
+
+    Returns:
+        The options by their names; ``outputs_dir`` and ``logs_dir`` are absolute, overrides a list of
+        ``key=value`` strings. Without ``eval`` there is a config or a checkpoint to take it from, and without
+        ``train`` there is something to resume.
+    """
+    parser = Parser("run.py", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add(
+        "--config",
+        metavar="YAML",
+        type=Path,
+        help="a file in confs/, or config/parsed.yaml of an earlier run",
+    )
+    add("--train", action="store_true", help="train")
+    add("--test", action="store_true", help="measure held-out views; write pictures, video and mesh")
+    add("--mesh", action="store_true", help="write the mesh only")
+    add("--resume", metavar="CKPT|latest", help="checkpoint to go on from, or that of the config's last run")
+    add("--eval", metavar="MESH", type=Path, help="measure this mesh against --gt, print the result as JSON")
+    add("--gt", metavar="MESH", type=Path, help="reference mesh or points for --eval")
+    add("--outputs_dir", metavar="DIR", type=Path, default=Path("outputs"), help="where runs go (./outputs)")
+    add("--logs_dir", metavar="DIR", type=Path, help="where tensorboard logs go (<outputs_dir>/tf-logs)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU if there is one")
+    add("overrides", metavar="key=value", nargs="*", help="config keys to change: trainer.max_minutes=5")
+    args = parser.parse_intermixed_args(argv)
+
+    if (args.eval is None) != (args.gt is None):
+        parser.error("--eval MESH and --gt MESH belong together")
+    if not (args.eval or args.train or args.test or args.mesh):
+        parser.error("nothing to do: give --train, --test, --mesh or --eval")
+    if not args.eval and not args.config and args.resume in (None, "latest"):
+        parser.error("no config: give --config confs/NAME.yaml, or --resume CKPT of an earlier run")
+    if not (args.eval or args.resume or args.train):
+        parser.error("no trained model: add --resume CKPT, --resume latest, or --train")
+    args.outputs_dir = args.outputs_dir.expanduser().resolve()
+    args.logs_dir = (args.logs_dir or args.outputs_dir / "tf-logs").expanduser().resolve()
+    return args

@@ -1,0 +1,242 @@
+"""Everything that crosses rooms, on one page.
+
+Shape letters used throughout the project:
+    R rays · S packed samples (on rays) · P points · N images · H W pixels · L levels · C channels · V vertices · F faces
+
+Frames and conventions:
+    *world*   the capture's own frame (DTU's millimetres, COLMAP's units).
+    *scene*   the training frame: the object of interest sits inside the unit sphere at the origin. ``world_from_scene``
+              (a similarity) leads back, and every export goes through it.
+    *camera*  OpenCV axes: x right, y down, z forward. ``c2w`` maps camera to scene.
+    *pixels*  continuous image coordinates in which the top-left pixel covers [0, 1) x [0, 1), its centre is (0.5, 0.5).
+
+The dataclasses are frozen and check their shapes when built (below a microsecond); under pytest every annotation is
+checked as well (jaxtyping + beartype). Absent is ``None``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float, Float32, Float64, Int64, UInt8
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """N pinhole cameras in scene space."""
+
+    c2w: Float32[Tensor, "N 3 4"]
+    """Camera-to-scene poses ``[R | t]``, OpenCV axes, det R = +1."""
+    intrinsics: Float32[Tensor, "N 3 3"]
+    """``[[fx, skew, cx], [0, fy, cy], [0, 0, 1]]`` in pixels, for the pixel convention above."""
+    size: Int64[Tensor, "N 2"]
+    """(width, height) of each image in pixels."""
+
+    def __post_init__(self) -> None:
+        n = self.c2w.shape[0]
+        assert self.c2w.shape == (n, 3, 4), self.c2w.shape
+        assert self.intrinsics.shape == (n, 3, 3), self.intrinsics.shape
+        assert self.size.shape == (n, 2), self.size.shape
+
+    def __len__(self) -> int:
+        return self.c2w.shape[0]
+
+
+@dataclass(frozen=True)
+class ImageStack:
+    """N images of possibly different sizes in one flat buffer, so that a pixel of any image is one index away."""
+
+    pixels: UInt8[Tensor, "total C"]
+    """All images, row by row, one after another; 0..255."""
+    size: Int64[Tensor, "N 2"]
+    """(width, height) of each image."""
+    offsets: Int64[Tensor, " N"]
+    """Index in ``pixels`` of each image's first pixel."""
+
+    def __post_init__(self) -> None:
+        assert self.pixels.dim() == 2 and self.size.shape == (len(self.offsets), 2)
+        assert int(self.size.prod(dim=1).sum()) == len(self.pixels)
+
+    def __len__(self) -> int:
+        return self.offsets.shape[0]
+
+    def image(self, index: int) -> UInt8[Tensor, "H W C"]:
+        """One image, a view into the buffer."""
+        width, height = self.size[index].tolist()
+        start = int(self.offsets[index])
+        return self.pixels[start : start + width * height].view(height, width, -1)
+
+    @classmethod
+    def from_images(cls, images: list[npt.NDArray[np.uint8]]) -> "ImageStack":
+        """Stack ``(H, W, C)`` arrays (all with the same C) into one buffer, releasing each as it is copied."""
+        size = torch.tensor([[image.shape[1], image.shape[0]] for image in images], dtype=torch.int64)
+        counts = size.prod(dim=1)
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)[:-1]])
+        pixels = torch.empty(int(counts.sum()), images[0].shape[2], dtype=torch.uint8)
+        for start, count in zip(offsets.tolist(), counts.tolist(), strict=True):
+            pixels[start : start + count] = torch.from_numpy(images.pop(0)).reshape(count, -1)
+        return cls(pixels, size, offsets)
+
+
+@dataclass(frozen=True)
+class TriangleMesh:
+    """A triangle mesh with optional per-vertex attributes."""
+
+    vertices: npt.NDArray[np.float64]
+    """``(V, 3)`` positions; the frame is said by whoever passes it on."""
+    faces: npt.NDArray[np.int64]
+    """``(F, 3)`` vertex indices, counter-clockwise seen from outside."""
+    normals: npt.NDArray[np.float32] | None = None
+    """``(V, 3)`` unit outward normals."""
+    colors: npt.NDArray[np.uint8] | None = None
+    """``(V, 3)`` sRGB, 0..255."""
+
+    def __post_init__(self) -> None:
+        assert self.vertices.ndim == 2 and self.vertices.shape[1] == 3, self.vertices.shape
+        assert self.faces.ndim == 2 and self.faces.shape[1] == 3, self.faces.shape
+        assert self.normals is None or self.normals.shape == self.vertices.shape
+        assert self.colors is None or self.colors.shape == self.vertices.shape
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A capture, loaded: what every loader in ``process_data`` returns and all that training needs of the data."""
+
+    name: str
+    """Short name for tables, e.g. the last part of ``root_dir``."""
+    cameras: Cameras
+    images: ImageStack
+    """RGB (C = 3), sRGB-encoded as stored in the files."""
+    image_names: tuple[str, ...]
+    """One per image, as in the capture, for reports."""
+    train_indices: tuple[int, ...]
+    """Views to train on. Disjoint from ``test_indices``."""
+    test_indices: tuple[int, ...]
+    """Held-out views for metrics; may be empty."""
+    world_from_scene: Float64[Tensor, "4 4"]
+    """Similarity from scene to world: rotation times one positive scale, and a translation."""
+    masks: ImageStack | None = None
+    """Foreground masks (C = 1, 255 = foreground), same sizes as ``images``; ``None`` when absent or not asked for."""
+    reference_mesh: TriangleMesh | None = None
+    """Ground-truth surface in *world* coordinates, where it is known (synthetic scenes)."""
+
+    def __post_init__(self) -> None:
+        n = len(self.cameras)
+        assert len(self.images) == n and len(self.image_names) == n, (n, len(self.images), len(self.image_names))
+        assert self.masks is None or torch.equal(self.masks.size, self.images.size)
+        assert torch.equal(self.cameras.size, self.images.size)
+        assert not set(self.train_indices) & set(self.test_indices)
+        assert self.world_from_scene.shape == (4, 4)
+
+
+@dataclass(frozen=True)
+class Rays:
+    """R rays in scene space; ``near > far`` marks a ray that misses the unit sphere."""
+
+    origins: Float[Tensor, "R 3"]
+    directions: Float[Tensor, "R 3"]
+    """Unit length."""
+    near: Float[Tensor, " R"]
+    far: Float[Tensor, " R"]
+    """Where the ray enters and leaves the unit sphere (near >= 0)."""
+    camera_indices: Int64[Tensor, " R"]
+
+    def __post_init__(self) -> None:
+        r = self.origins.shape[0]
+        assert self.origins.shape == (r, 3) and self.directions.shape == (r, 3)
+        assert self.near.shape == (r,) and self.far.shape == (r,) and self.camera_indices.shape == (r,)
+
+    def __len__(self) -> int:
+        return self.origins.shape[0]
+
+    def __getitem__(self, chosen: slice) -> "Rays":
+        return Rays(
+            self.origins[chosen],
+            self.directions[chosen],
+            self.near[chosen],
+            self.far[chosen],
+            self.camera_indices[chosen],
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rays and what the photographs show along them."""
+
+    rays: Rays
+    rgb: Float[Tensor, "R 3"]
+    """0..1, sRGB."""
+    mask: Float[Tensor, " R"] | None
+    """1 = foreground; ``None`` when the capture has no masks (or they are not asked for)."""
+
+    def __post_init__(self) -> None:
+        assert self.rgb.shape == (len(self.rays), 3)
+        assert self.mask is None or self.mask.shape == (len(self.rays),)
+
+
+@dataclass(frozen=True)
+class RaySamples:
+    """S samples on R rays, packed: the samples of ray r are ``offsets[r]:offsets[r + 1]``, sorted by distance."""
+
+    t_starts: Float[Tensor, " S"]
+    t_ends: Float[Tensor, " S"]
+    """Each sample stands for the interval [t_start, t_end) of its ray; its position is the middle."""
+    ray_indices: Int64[Tensor, " S"]
+    offsets: Int64[Tensor, " R_plus_1"]
+
+    def __post_init__(self) -> None:
+        s = self.t_starts.shape[0]
+        assert self.t_starts.shape == (s,) and self.t_ends.shape == (s,) and self.ray_indices.shape == (s,)
+
+    def __len__(self) -> int:
+        return self.t_starts.shape[0]
+
+    @property
+    def t_middle(self) -> Float[Tensor, " S"]:
+        return 0.5 * (self.t_starts + self.t_ends)
+
+    def positions(self, rays: Rays) -> Float[Tensor, "S 3"]:
+        """Sample centres in scene space."""
+        origins = rays.origins.index_select(0, self.ray_indices)
+        return torch.addcmul(origins, self.directions(rays), self.t_middle[:, None])
+
+    def directions(self, rays: Rays) -> Float[Tensor, "S 3"]:
+        """The unit direction of each sample's ray."""
+        return rays.directions.index_select(0, self.ray_indices)
+
+
+@dataclass(frozen=True)
+class RenderOutput:
+    """What a model shows along R rays, and what the losses need per sample."""
+
+    rgb: Float[Tensor, "R 3"]
+    """Composited over the background."""
+    opacity: Float[Tensor, " R"]
+    """Sum of weights of the surface inside the unit sphere, 0..1."""
+    depth: Float[Tensor, " R"]
+    """Sum of weights times distance along the ray; divided by the opacity it is the mean distance."""
+    normal: Float[Tensor, "R 3"]
+    """Weighted mean of unit normals in scene space (length <= 1)."""
+    sdf: Float[Tensor, " S"]
+    gradient: Float[Tensor, "S 3"]
+    """d sdf / d position per sample."""
+    weights: Float[Tensor, " S"]
+    num_marched: int
+    """Samples proposed by the marcher, before those that nothing can see were dropped; S are left."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Everything that depends on how far training is: a pure function of the fraction done, made once a step."""
+
+    fraction: float
+    """0 at the start, 1 at the end."""
+    cos_anneal: float
+    """NeuS's annealing ratio r: 0 = softened cosine, 1 = the true one."""
+    active_levels: float
+    """Hash-grid levels in use; a fractional part fades the next level in."""
+    loss_weights: Mapping[str, float]
+    """By name of the loss term; a term with weight 0 is not computed."""
