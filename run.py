@@ -8,10 +8,13 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from utils.command_line import parse
 from utils.errors import CheckpointError, UserError
+
+if TYPE_CHECKING:
+    from utils.config import Config
 
 # libgomp's threads spin while they wait for one another. On a machine that others use as well, a spinning
 # thread holds the core that the awaited one needs, and training runs up to thirty times slower. libgomp reads
@@ -27,36 +30,51 @@ def latest_checkpoint(runs: Path) -> Path:
     return found[-1]
 
 
+def load_settings(path: Path, overrides: list[str]) -> "Config":
+    """Load a config whose sections are those of the rooms."""
+    from models import MODELS
+    from process_data import DATASETS
+    from systems import SYSTEMS, evaluate, export, trainer
+    from utils.config import load_config
+
+    named: dict[str, Any] = {"dataset": DATASETS, "model": MODELS, "system": SYSTEMS}
+    sections: dict[str, Any] = {key: {name: pair[0] for name, pair in known.items()} for key, known in named.items()}
+    sections |= {"trainer": trainer.TrainerConfig, "export": export.ExportConfig, "test": evaluate.TestConfig}
+    return load_config(path, overrides, sections)
+
+
 def execute(args: argparse.Namespace, argv: list[str]) -> None:
     """Build scene, model and run from the config, and do what was asked for."""
     # These imports take seconds, which --help and a mistyped option need not wait for.
-    from models import MODELS, build_model
-    from process_data import DATASETS, load_scene
+    from models import build_model
+    from process_data import load_scene
     from systems import SYSTEMS, checkpoint, evaluate, export, record, trainer
-    from utils import backend, config
+    from utils import backend
 
-    sections: dict[str, Any] = {"dataset": DATASETS, "model": MODELS, "system": SYSTEMS}
-    sections = {key: {name: both[0] for name, both in known.items()} for key, known in sections.items()}
-    sections |= {"trainer": trainer.TrainerConfig, "export": export.ExportConfig, "test": evaluate.TestConfig}
     ckpt = None if args.resume in (None, "latest") else Path(args.resume).absolute()
     if ckpt is not None and not ckpt.is_file():
         raise CheckpointError(args.resume, "no such checkpoint", "give e.g. outputs/NAME/TRIAL/ckpt/last.pth")
     source = args.config or Path(args.resume).absolute().parent.parent / "config" / "parsed.yaml"
-    settings = config.load_config(source, args.overrides, sections)
+    settings = load_settings(source, args.overrides)
     if args.resume == "latest":
         ckpt = latest_checkpoint(args.outputs_dir / settings.name)
 
+    early = record.EarlyLog()
     device = backend.resolve_device(args.device)
     backend.set_cpu_threads()
     backend.seed_everything(settings.seed)
     scene = load_scene(settings.dataset)
+    # Whatever can be refused is refused before there is a folder for it.
+    model = build_model(settings.model, scene, device)
+    system = SYSTEMS[settings.system.name][1](settings.system, model.num_levels, scene.masks is not None)
+    if ckpt is not None:
+        checkpoint.load_model(ckpt, model)
     # A checkpoint that was copied out of its run's folder starts a run of its own.
     if ckpt is not None and (ckpt.parent.parent / "config" / "parsed.yaml").is_file():
         run = record.Run.reopen(ckpt.parent.parent, args.logs_dir)
     else:
         run = record.Run.start(settings, args.outputs_dir, args.logs_dir, argv)
-    model = build_model(settings.model, scene, device)
-    system = SYSTEMS[settings.system.name][1](settings.system, model.num_levels, scene.masks is not None)
+    early.pour()
     if args.train:
         training = trainer.Trainer(settings, scene, model, system, run, device)
         if ckpt is not None:

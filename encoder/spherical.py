@@ -27,7 +27,7 @@ def encode_spherical_harmonics(directions: Float[Tensor, "P 3"], degree: int) ->
     x, y, z = directions.unbind(dim=1)
     xx, yy, zz, xy, yz, xz = x * x, y * y, z * z, x * y, y * z, x * z
 
-    def norm(numerator: float, denominator: float) -> float:
+    def norm(numerator: int, denominator: int) -> float:
         return math.sqrt(numerator / (denominator * math.pi))
 
     bands = [torch.full_like(x, norm(1, 4))]

@@ -72,7 +72,7 @@ class Background(nn.Module):
         A ray that misses the unit sphere starts at its point closest to the centre.
         """
         closest = -(rays.origins * rays.directions).sum(dim=1)
-        start = torch.where(rays.far > rays.near, rays.far, closest).clamp(min=0.05)
+        start = torch.where(rays.far > rays.near, rays.far, closest).clamp(0.05, 0.5 * self.far)
         fractions = torch.linspace(0, 1, self.num_samples + 1, device=start.device).expand(len(rays), -1)
         if generator is not None:
             jitter = torch.rand(len(rays), 1, generator=generator, device=start.device) - 0.5
@@ -94,7 +94,10 @@ class Background(nn.Module):
         # hundreds of units long, do not turn opaque at the faintest density.
         lengths = (1.0 / edges[:, :-1] - 1.0 / edges[:, 1:]).reshape(-1) * self.num_samples
         alpha = 1.0 - torch.exp(-density * lengths)
-        alpha = torch.cat([alpha.view(len(rays), -1)[:, :-1], torch.ones_like(alpha[: len(rays), None])], dim=1)
+        alpha = torch.cat(
+            [alpha.view(len(rays), self.num_samples)[:, :-1], torch.ones_like(alpha[: len(rays), None])],
+            dim=1,
+        )
         offsets = torch.arange(len(rays) + 1, device=alpha.device) * self.num_samples
         weights = render_weights(alpha.reshape(-1), offsets, self.backend)
         directions = encode_spherical_harmonics(rays.directions, self.direction_degree)

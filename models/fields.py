@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from encoder import HashGrid, HashGridConfig, encode_spherical_harmonics
@@ -64,31 +64,41 @@ def relu_network(widths: list[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+def _spread_directions(count: int) -> Float[Tensor, "D 3"]:
+    """Unit vectors spread evenly over the sphere (a Fibonacci spiral), rotated at random."""
+    index = torch.arange(count)
+    z = 1.0 - (2.0 * index + 1.0) / count
+    angle = index * (math.pi * (3.0 - math.sqrt(5.0)))
+    radius = (1.0 - z.square()).sqrt()
+    spiral = torch.stack([radius * angle.cos(), radius * angle.sin(), z], dim=1)
+    rotation, _ = torch.linalg.qr(torch.randn(3, 3))
+    return spiral @ rotation
+
+
 class SDFField(nn.Module):
     """Signed distance over the unit ball, negative inside, starting out as a sphere.
 
-    The geometric initialisation is that of SAL (Atzmon and Lipman 2020, theorem 1) as used by IDR and NeuS: a random first
-    layer on the position alone makes |x| from softplus units, and the bias subtracts the radius.
+    The geometric initialisation follows SAL (Atzmon and Lipman 2020, theorem 1), as IDR and NeuS do: a first layer on the
+    position alone makes |x| from softplus units, the last one sums them, and its bias subtracts the radius. SAL's rows are
+    random, which with 64 units leaves lumps of 0.1; rows spread evenly over the sphere leave 0.003 on average.
     """
 
     def __init__(self, config: SDFConfig, backend: str) -> None:
         super().__init__()
         self.grid = HashGrid(config.hash_grid, bound=1.0, backend=backend)
         self.backend = backend
+        self.output_width = 1 + config.feature_width + self.grid.width
         widths = [self.grid.width] + [config.hidden_width] * config.hidden_layers + [1 + config.feature_width]
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         for layer, (fan_in, fan_out) in enumerate(zip(widths, widths[1:], strict=False)):
-            is_last = layer == len(widths) - 2
             weight, bias = torch.zeros(fan_out, fan_in), torch.zeros(fan_out)
-            if is_last:
-                weight.normal_(math.sqrt(math.pi / fan_in), 1e-4)
-                bias.fill_(-config.initial_radius)
-                # Only the distance is initialised so; features that all equal it would be of little use.
-                weight[1:].normal_(0.0, math.sqrt(2.0 / fan_in))
-                bias[1:].zero_()
+            if layer == len(widths) - 2:
+                # Only the distance is initialised as one; features that all equal it would be of little use.
+                weight.normal_(0.0, math.sqrt(2.0 / fan_in))
+                weight[0] = 1.0
             elif layer == 0:
-                weight[:, :3].normal_(0.0, math.sqrt(2.0 / fan_out))
+                weight[:, :3] = _spread_directions(fan_out)
             else:
                 weight.normal_(0.0, math.sqrt(2.0 / fan_out))
             self.weights.append(nn.Parameter(weight))
@@ -97,21 +107,17 @@ class SDFField(nn.Module):
             self._fit_initial_sphere(config.initial_radius)
 
     def _fit_initial_sphere(self, radius: float) -> None:
-        """Scale and shift the last layer so that the mean over the sphere is exactly zero with unit slope.
-
-        With 64 units, theorem 1's limit of infinitely many is off by up to a tenth; two numbers repair that.
-        """
-        directions = torch.nn.functional.normalize(torch.randn(2048, 3), dim=1)
+        """Scale and shift the last layer so that on the sphere the mean is zero and the mean radial slope one."""
+        directions = _spread_directions(2048)
         at_zero = self.sdf(directions * radius, 0.0).mean()
         slope = (self.sdf(directions * (1.2 * radius), 0.0).mean() - at_zero) / (0.2 * radius)
-        scale = 1.0 / slope
-        self.weights[-1][0] *= scale
-        self.biases[-1][0] = scale * (self.biases[-1][0] - at_zero)
+        self.weights[-1][0] /= slope
+        self.biases[-1][0] = -at_zero / slope
 
     def forward(
         self, positions: Float[Tensor, "S 3"], active_levels: float
     ) -> tuple[Float[Tensor, "S C"], Float[Tensor, "S 3"]]:
-        """Outputs, whose column 0 is the signed distance and which all serve as geometry features, and its gradient."""
+        """Outputs (``output_width``), of which column 0 is the signed distance and all serve as features; its gradient."""
         return sdf_with_gradient(
             positions,
             self.grid.table,
@@ -150,7 +156,7 @@ class RadianceField(nn.Module):
         self,
         features: Float[Tensor, "S C"],
         directions: Float[Tensor, "R 3"],
-        ray_indices: Float[Tensor, " S"] | Tensor,
+        ray_indices: Int64[Tensor, " S"],
         normal: Float[Tensor, "S 3"],
     ) -> Float[Tensor, "S 3"]:
         """RGB in (0, 1). ``directions`` are unit, per ray, so that their encoding is computed once a ray."""

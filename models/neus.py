@@ -95,7 +95,7 @@ class NeuS(nn.Module):
         self.config = config
         self.backend = backend
         self.sdf_field = SDFField(config.sdf, backend)
-        self.radiance = RadianceField(config.radiance, 1 + config.sdf.feature_width)
+        self.radiance = RadianceField(config.radiance, self.sdf_field.output_width)
         # inv_s = exp(10 v) as in NeuS: Adam's steps on v change the sharpness by a factor, whatever its size.
         self.variance = nn.Parameter(torch.tensor(config.initial_inv_s).log() / 10.0)
         self.background = Background(config.background, backend) if config.background.enabled else None
@@ -186,12 +186,15 @@ class NeuS(nn.Module):
     def update_occupancy(self, progress: Progress, generator: torch.Generator) -> None:
         """Refresh the occupancy grid from the present field.
 
-        A point's presence is the logistic density relative to its peak, 4 F(inv_s sdf) (1 - F(inv_s sdf)): scale-free, and
-        empty deep inside the object as well, which no ray reaches.
+        A point's presence is the logistic density relative to its peak, 4 F(inv_s d) (1 - F(inv_s d)): scale-free, and empty
+        deep inside the object as well, which no ray reaches. d is the distance less half a cell's diagonal: the density may be
+        far thinner than a cell, and one random point must not overlook it (cells closed by mistake tear holes).
         """
+        half_diagonal = 3**0.5 / self.config.occupancy.resolution
 
         def presence(positions: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
-            density = torch.sigmoid(self.query_sdf(positions, progress) * self.inv_s().detach())
+            distance = (self.query_sdf(positions, progress).abs() - half_diagonal).clamp(min=0.0)
+            density = torch.sigmoid(distance * self.inv_s().detach())
             return 4.0 * density * (1.0 - density)
 
         self.occupancy.update(presence, generator)

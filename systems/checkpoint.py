@@ -5,7 +5,7 @@ is still there.
 """
 
 import os
-import pickle
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ def write_file(path: Path, state: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise CheckpointError(
             path, f"cannot be written ({error})", "free disk space or choose --outputs_dir; earlier checkpoints are kept"
         ) from error
@@ -53,7 +54,10 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
         pointer.replace(folder / "last.pth")
     except OSError:
         write_file(folder / "last.pth", {"format_version": FORMAT_VERSION, "step": step, **state})
-    for old in sorted(folder.glob("ckpt_*.pth"))[:-keep]:
+    # By age, not by step: a run resumed from an older checkpoint writes lower steps than lie there already.
+    others = [file for file in folder.glob("ckpt_*.pth") if file != path]
+    others.sort(key=lambda file: file.stat().st_mtime_ns, reverse=True)
+    for old in others[keep - 1 :]:
         old.unlink(missing_ok=True)
     return path
 
@@ -68,7 +72,7 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(path, "no such checkpoint", "give a file such as outputs/NAME/TRIAL/ckpt/last.pth")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # Arbitrary bytes make the unpickler stumble in any way, IndexError too.
         raise CheckpointError(
             path, "is truncated or not a checkpoint", "resume from an older ckpt_*.pth in the same folder"
         ) from error

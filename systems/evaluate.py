@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,10 +121,12 @@ def _target(scene: Scene, index: int) -> tuple[Float[Tensor, "H W 3"], Float[Ten
     return mask[..., None] * rgb + (1.0 - mask[..., None]), mask
 
 
-def save_validation_picture(scene: Scene, model: Any, progress: Progress, run: Run, step: int) -> None:
-    """Render one view (held-out ones in turn, else training ones) to ``save/val`` and log its PSNR."""
+def save_validation_picture(
+    scene: Scene, model: Any, progress: Progress, run: Run, step: int, turn: int
+) -> None:
+    """Render one view (``turn`` counts through the held-out ones, else the training ones) to ``save/val``; log its PSNR."""
     views = scene.test_indices or scene.train_indices
-    index = views[(step // 1000) % len(views)]
+    index = views[turn % len(views)]
     view = render_view(model, scene.cameras, index, progress)
     target, _ = _target(scene, index)
     path = run.save / "val" / f"{step:06d}_{Path(scene.image_names[index]).stem}.png"
@@ -180,14 +183,19 @@ def measure_views(
         measured.append(
             {
                 "view": scene.image_names[index],
-                "psnr": psnr(view.rgb, target),
-                "psnr_masked": psnr(view.rgb, target, mask) if is_measurable else None,
+                "psnr": _finite_or_none(psnr(view.rgb, target)),
+                "psnr_masked": _finite_or_none(psnr(view.rgb, target, mask)) if is_measurable else None,
                 "ssim": ssim(view.rgb, target),
                 "lpips": lpips_or_none(view.rgb, target)[0],
                 "picture": str(path),
             }
         )
     return measured
+
+
+def _finite_or_none(value: float) -> float | None:
+    # White rendered where the photograph is white has an infinite PSNR, which JSON has no number for.
+    return value if math.isfinite(value) else None
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -1,6 +1,5 @@
 """Loss terms: pure functions from tensors to one unweighted scalar each. An empty input gives a zero with a gradient."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -8,6 +7,13 @@ from torch import Tensor
 def _mean(values: Tensor) -> Tensor:
     # A mean over nothing is NaN; the sum of nothing is a zero that still belongs to the graph.
     return values.sum() / max(values.numel(), 1)
+
+
+def _cross_entropy(opacity: Tensor, target: Tensor) -> Tensor:
+    # PyTorch's own raises on NaN (on a GPU it ends the process), and the trainer could not skip the step. The
+    # opacity is kept within [1e-3, 1 - 1e-3], where the logarithms and their slopes are bounded.
+    clamped = opacity.clamp(1e-3, 1 - 1e-3)
+    return -(target * clamped.log() + (1.0 - target) * (1.0 - clamped).log())
 
 
 def rgb_l1(rgb: Float[Tensor, "R 3"], target: Float[Tensor, "R 3"]) -> Float[Tensor, ""]:
@@ -35,13 +41,12 @@ def eikonal(gradient: Float[Tensor, "S 3"]) -> Float[Tensor, ""]:
 
 def mask_bce(opacity: Float[Tensor, " R"], mask: Float[Tensor, " R"]) -> Float[Tensor, ""]:
     """Binary cross entropy between rendered opacity and mask; opacity is kept within [1e-3, 1 - 1e-3] (NeuS)."""
-    return _mean(torch.nn.functional.binary_cross_entropy(opacity.clamp(1e-3, 1 - 1e-3), mask, reduction="none"))
+    return _mean(_cross_entropy(opacity, mask))
 
 
 def opacity_entropy(opacity: Float[Tensor, " R"]) -> Float[Tensor, ""]:
     """Binary entropy of the opacity: zero when every ray is either empty or opaque (instant-nsr-pl's ``opaque``)."""
-    clamped = opacity.clamp(1e-3, 1 - 1e-3)
-    return _mean(torch.nn.functional.binary_cross_entropy(clamped, clamped, reduction="none"))
+    return _mean(_cross_entropy(opacity, opacity.clamp(1e-3, 1 - 1e-3)))
 
 
 def sparsity(sdf: Float[Tensor, " S"], scale: float) -> Float[Tensor, ""]:

@@ -29,6 +29,11 @@ class LossConfig:
     def __post_init__(self) -> None:
         for term in fields(self):
             check_schedule(f"system.loss.{term.name}", getattr(self, term.name))
+        values = [value_at(getattr(self, term.name), k / 100) for k in range(101) for term in fields(self)]
+        if min(values) < 0:
+            raise ValueError("system.loss: a weight is negative; give 0 or more")
+        if all(sum(values[k : k + len(fields(self))]) == 0 for k in range(0, len(values), len(fields(self)))):
+            raise ValueError("system.loss: all weights are 0; give at least one colour term a weight")
 
 
 @dataclass(frozen=True)

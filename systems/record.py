@@ -36,6 +36,10 @@ class Run:
         self.tensorboard_dir = logs_dir.resolve() / self.name / self.trial
         self._tensorboard: SummaryWriter | None = None
         self._history_columns: list[str] | None = None
+        try:
+            self.tensorboard_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(logs_dir, f"cannot be written ({error})", "choose another --logs_dir") from error
         _log_to(self.folder / "log.txt")
 
     @classmethod
@@ -85,7 +89,7 @@ class Run:
     def checkpoints(self) -> Path:
         return self.folder / "ckpt"
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
         """Append one row to history.csv and the same numbers to tensorboard.
 
         The columns are those of the file's first row; a run keeps its set of scalars.
@@ -143,6 +147,25 @@ class Run:
             return None
         with path.open() as file:
             return file.readline().strip().split(",")
+
+
+class EarlyLog(logging.Handler):
+    """Keeps what is logged before there is a run, whose log it belongs to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._records: list[logging.LogRecord] = []
+        self.belongs_to_run = True
+        logging.getLogger().setLevel(logging.INFO)
+        logging.getLogger().addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:  # noqa: D102 - logging documents it
+        self._records.append(record)
+
+    def pour(self) -> None:
+        """Hand what was kept to the run's handlers, which took this one's place."""
+        for record in self._records:
+            logging.getLogger().handle(record)
 
 
 def _cell(value: object) -> str:

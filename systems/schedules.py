@@ -7,7 +7,7 @@ the first and after the last: ``[[0, 0.0], [0.3, 0.1]]`` rises from 0 to 0.1 ove
 import math
 from collections.abc import Sequence
 
-Schedule = float | int | Sequence[Sequence[float]]
+Schedule = float | int | Sequence[Sequence[float | int]]
 
 
 def check_schedule(key: str, schedule: object) -> None:

@@ -7,9 +7,8 @@ Everything that is state goes into the checkpoint; schedules are functions of th
 import logging
 import random
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -102,6 +101,8 @@ class TrainerConfig:
         for key, low in lowest.items():
             if getattr(self, key) < low:
                 raise ValueError(f"trainer.{key}: must be at least {low}, got {getattr(self, key)}")
+        if not 0 <= self.foreground_share <= 1:
+            raise ValueError(f"trainer.foreground_share: must lie in 0..1, got {self.foreground_share}")
         if self.max_minutes is not None and not self.max_minutes > 0:
             raise ValueError(f"trainer.max_minutes: must be above 0, got {self.max_minutes}")
 
@@ -229,6 +230,7 @@ class Trainer:
         log.warning("rolling back to %s (%d of 3)", self.last_checkpoint, rollbacks)
         # The random states stay as they are: the same rays would lead to the same failure.
         self._load(checkpoint.load(self.last_checkpoint), with_generators=False)
+        self.run.forget_after(self.step)
         self.rollbacks, self.bad_steps = rollbacks, 0
 
     # ---------------------------------------------------------------- the loop
@@ -242,7 +244,7 @@ class Trainer:
         """
         log.info("losses       %s", describe_losses(self.system, self.fraction_done()))
         meter = _Meter(self)
-        with meter, _sigterm_as_interrupt():
+        with meter, _StopRequest() as stop:
             try:
                 if self.last_checkpoint is None:
                     self.last_checkpoint = self.save_checkpoint()
@@ -253,8 +255,11 @@ class Trainer:
                     self.train_seconds += time.perf_counter() - start
                     meter.add(record)
                     self._at_intervals(meter)
+                    if stop.is_made:
+                        raise KeyboardInterrupt
             except KeyboardInterrupt:
                 path = self.save_checkpoint()
+                self._list_run()
                 log.info("interrupted at step %d; go on with --train --resume %s", self.step, path)
                 raise
         self.save_checkpoint()
@@ -262,16 +267,17 @@ class Trainer:
 
     def _at_intervals(self, meter: "_Meter") -> None:
         config, step = self.config, self.step
-        if step % config.checkpoint_every == 0:
+        # Amid bad steps the model itself may be broken, and a roll-back needs one that is not.
+        if step % config.checkpoint_every == 0 and self.bad_steps == 0:
             self.save_checkpoint()
         if config.learning_step and step == config.learning_step:
-            self._heed(check_learning(self.scene, meter.psnr))
+            self._heed(check_learning(self.scene, meter.recent_psnr()))
         if config.health_step and step == config.health_step:
             progress = self.system.progress_at(self.fraction_done())
             self._heed(check_health(self.scene, self.model, progress, self.run))
         if config.val_every and step % config.val_every == 0:
             progress = self.system.progress_at(self.fraction_done())
-            save_validation_picture(self.scene, self.model, progress, self.run, step)
+            save_validation_picture(self.scene, self.model, progress, self.run, step, step // config.val_every)
 
     def _heed(self, warnings: list[str]) -> None:
         for warning in warnings:
@@ -389,18 +395,33 @@ def _set_global_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Let a scheduler's SIGTERM end the run like Ctrl-C: with a checkpoint."""
+class _StopRequest:
+    """Ctrl-C and a scheduler's SIGTERM, kept until the step under way is done; a second one interrupts at once."""
 
-    def interrupt(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
+    _signals = (signal.SIGINT, signal.SIGTERM)
 
-    previous: Callable[..., object] | int | None = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)  # type: ignore[arg-type]
+    def __init__(self) -> None:
+        self.is_made = False
+        self._previous: list[Any] = []
+
+    def __enter__(self) -> "_StopRequest":
+        # Only the main thread may set handlers; elsewhere a run is stopped by whoever started the thread.
+        if threading.current_thread() is threading.main_thread():
+            self._previous = [signal.signal(number, self._receive) for number in self._signals]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in zip(self._signals, self._previous, strict=False):
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: object) -> None:
+        if self.is_made:
+            raise KeyboardInterrupt
+        self.is_made = True
+
+
+def _mean_psnr(records: list[StepRecord]) -> float:
+    return float(torch.stack([record.psnr for record in records]).mean())
 
 
 class _Meter:
@@ -420,6 +441,10 @@ class _Meter:
         self._bar.close()
         self.trainer.run.close()
 
+    def recent_psnr(self) -> float:
+        """Mean over the steps since the last row, or over that row's right after it."""
+        return _mean_psnr(self._records) if self._records else self.psnr
+
     def add(self, record: StepRecord) -> None:
         """Take one step's record; every ``log_every`` steps write a row and refresh the bar."""
         self._records.append(record)
@@ -429,7 +454,7 @@ class _Meter:
         seconds = trainer.train_seconds - self._since
         records, self._records, self._since = self._records, [], trainer.train_seconds
         last = records[-1]
-        self.psnr = float(torch.stack([record.psnr for record in records]).mean())
+        self.psnr = _mean_psnr(records)
         rays_per_second = sum(record.num_rays for record in records) / max(seconds, 1e-9)
         samples_per_second = sum(record.num_samples for record in records) / max(seconds, 1e-9)
         inv_s = float(trainer.model.inv_s().detach())  # type: ignore[operator]

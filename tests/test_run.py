@@ -118,6 +118,15 @@ class Plain:
     max_steps: int = 10
 
 
+SCENE = SimpleNamespace(masks=None)
+MODEL = SimpleNamespace(num_levels=4, frozen_at=lambda progress: f"surface at {progress}")
+
+
+def make_system(config: Any, num_levels: int, has_masks: bool) -> SimpleNamespace:
+    assert (num_levels, has_masks) == (4, False)
+    return SimpleNamespace(progress_at=lambda fraction: f"progress {fraction}")
+
+
 class Rooms:
     """Stand-ins for the other rooms; ``calls`` is what was asked of them, in order."""
 
@@ -142,9 +151,10 @@ class Rooms:
         return self.note(f"reopen {folder.name}", SimpleNamespace(folder=folder))
 
     def trainer(
-        self, config: Any, scene: str, model: str, system: str, run: Any, device: Any
+        self, config: Any, scene: Any, model: Any, system: Any, run: Any, device: Any
     ) -> SimpleNamespace:
-        assert (scene, model, system, device.type) == ("scene", "model", "system", "cpu")
+        assert (scene, model, device.type) == (SCENE, MODEL, "cpu")
+        assert system.progress_at(0.5) == "progress 0.5"
         self.config = config
         return SimpleNamespace(
             restore=lambda path: self.note(f"restore {path.parents[1].name}"), train=self.train
@@ -155,14 +165,16 @@ class Rooms:
         if self.training_error is not None:
             raise self.training_error
 
-    def load_model(self, path: Path, model: str) -> int:
+    def load_model(self, path: Path, model: Any) -> tuple[int, float]:
         assert path.is_file()
-        return self.note(f"load {path.parents[1].name}", 7)
+        return self.note(f"load {path.parents[1].name}", (7, 0.5))
 
-    def test(self, config: Any, scene: str, model: str, run: Any, step: int) -> None:
+    def test(self, config: Any, scene: Any, model: Any, progress: str, run: Any, step: int) -> None:
+        assert (scene, model, progress) == (SCENE, MODEL, "progress 0.5")
         self.calls.append(f"test {run.folder.name} {step}")
 
-    def export_mesh(self, config: Any, scene: str, model: str, run: Any, step: int) -> None:
+    def export_mesh(self, config: Any, scene: Any, surface: str, run: Any, step: int) -> None:
+        assert (scene, surface) == (SCENE, "surface at progress 0.5")
         self.calls.append(f"mesh {run.folder.name} {step}")
 
 
@@ -183,14 +195,17 @@ def rooms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Rooms]:
     """Fakes for models, process_data and systems; the working directory holds c.yaml."""
     fake = Rooms()
     modules = {
-        "process_data": {"DATASETS": {"x": (Named, None)}, "load_scene": lambda config: "scene"},
-        "models": {"MODELS": {"x": (Named, None)}, "build_model": lambda config, scene, device: "model"},
+        "process_data": {"DATASETS": {"x": (Named, None)}, "load_scene": lambda config: SCENE},
+        "models": {"MODELS": {"x": (Named, None)}, "build_model": lambda config, scene, device: MODEL},
         "systems": {
-            "SYSTEMS": {"x": (Named, lambda config: "system")},
+            "SYSTEMS": {"x": (Named, make_system)},
             "checkpoint": SimpleNamespace(load_model=fake.load_model),
             "evaluate": SimpleNamespace(TestConfig=Plain, test=fake.test),
             "export": SimpleNamespace(ExportConfig=Plain, export_mesh=fake.export_mesh),
-            "record": SimpleNamespace(Run=SimpleNamespace(start=fake.start, reopen=fake.reopen)),
+            "record": SimpleNamespace(
+                Run=SimpleNamespace(start=fake.start, reopen=fake.reopen),
+                EarlyLog=lambda: SimpleNamespace(pour=lambda: None),
+            ),
             "trainer": SimpleNamespace(TrainerConfig=Plain, Trainer=fake.trainer),
         },
     }
@@ -217,11 +232,11 @@ def test_train_then_test(rooms: Rooms) -> None:
 def test_resume_finds_the_config_of_the_run(rooms: Rooms, tmp_path: Path) -> None:
     write_run(tmp_path / "elsewhere" / "old", CONFIG + "trainer: {max_steps: 77}\n")
     assert main("--train --resume elsewhere/old/ckpt/last.pth") == 0
-    assert rooms.calls == ["reopen old", "restore old", "train"]
+    assert rooms.calls == ["load old", "reopen old", "restore old", "train"]
     assert rooms.config.trainer == Plain(77)
     os.chdir(tmp_path / "elsewhere" / "old" / "ckpt")
     assert main("--mesh --resume last.pth") == 0
-    assert rooms.calls[3:] == ["reopen old", "load old", "mesh old 7"]
+    assert rooms.calls[4:] == ["load old", "reopen old", "load old", "mesh old 7"]
 
 
 def test_resume_latest_takes_the_run_saved_last(rooms: Rooms, tmp_path: Path) -> None:
@@ -230,13 +245,13 @@ def test_resume_latest_takes_the_run_saved_last(rooms: Rooms, tmp_path: Path) ->
         os.utime(checkpoint, (1000 - age, 1000 - age + 500 * (trial == "a@2")))
     (tmp_path / "outputs" / "a" / "zz@9" / "ckpt").mkdir(parents=True)
     assert main("--config c.yaml --mesh --resume latest") == 0
-    assert rooms.calls == ["reopen a@2", "load a@2", "mesh a@2 7"]
+    assert rooms.calls == ["load a@2", "reopen a@2", "load a@2", "mesh a@2 7"]
 
 
 def test_checkpoint_outside_a_run_starts_one(rooms: Rooms, tmp_path: Path) -> None:
     (tmp_path / "copied.pth").touch()
     assert main("--config c.yaml --test --resume copied.pth") == 0
-    assert rooms.calls[0] == "start"
+    assert rooms.calls[1] == "start"
 
 
 @pytest.mark.parametrize(

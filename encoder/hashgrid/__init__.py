@@ -169,10 +169,11 @@ class _TableGradient(torch.autograd.Function):
         positions, d_features = ctx.saved_tensors
         grid = ctx.geometry, ctx.active_levels
         d_positions = None
-        if ctx.needs_input_grad[0]:
-            d_positions = _InputGradient.apply(positions, dd_table, d_features, *grid)
-        encoded = _Encode.apply(positions, dd_table, *grid)
         # The first three columns do not depend on the table.
+        if ctx.needs_input_grad[0]:
+            cotangent = torch.cat([torch.zeros_like(d_features[:, :3]), d_features[:, 3:]], dim=1)
+            d_positions = _InputGradient.apply(positions, dd_table, cotangent, *grid)
+        encoded = _Encode.apply(positions, dd_table, *grid)
         return d_positions, torch.cat([torch.zeros_like(encoded[:, :3]), encoded[:, 3:]], dim=1), None, None, None
 
 

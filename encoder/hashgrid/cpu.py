@@ -39,7 +39,8 @@ def _locate(position, bound, cells):
         unit = min(max(unit, np.float32(0.0)), np.float32(1.0))
         slope = np.float32(0.0)
     scaled = unit * cells
-    cell = min(np.int32(scaled), np.int32(cells) - np.int32(1))
+    # The lower bound is for NaN, which converts to a negative number: features are NaN then, but memory is safe.
+    cell = max(min(np.int32(scaled), np.int32(cells) - np.int32(1)), np.int32(0))
     return cell, scaled - np.float32(cell), slope
 
 

@@ -1,4 +1,4 @@
-"""Occupancy-grid ray marching on the CPU: Numba, one thread per ray, two passes (count, then write)."""
+"""Occupancy-grid ray marching on the CPU: Numba, whole rays per thread, into one row a ray and then packed."""
 
 import math
 from typing import no_type_check
@@ -24,14 +24,13 @@ def _cell(position, resolution):
 
 @no_type_check
 @njit(parallel=True, error_model="numpy", cache=True)
-def _march_kernel(origins, directions, near, far, occupied, step, jitter, offsets, middles, ray_indices):
-    """With empty ``middles`` write each ray's number of samples to ``offsets[r + 1]``, else write the samples."""
+def _march_kernel(origins, directions, near, far, occupied, step, jitter, found, counts):
+    """Write the middles of each ray's samples to its row of ``found`` and their number to ``counts``."""
     resolution = occupied.shape[0]
     cell_size = np.float32(2.0 / resolution)
-    count_only = middles.shape[0] == 0
     for ray in prange(origins.shape[0]):
         k = 0  # lattice position: t = near + (k + jitter) * step
-        found = 0
+        count = 0
         while True:
             t = near[ray] + (np.float32(k) + jitter[ray]) * step
             if not t < far[ray]:
@@ -40,10 +39,8 @@ def _march_kernel(origins, directions, near, far, occupied, step, jitter, offset
             cy = _cell(origins[ray, 1] + t * directions[ray, 1], resolution)
             cz = _cell(origins[ray, 2] + t * directions[ray, 2], resolution)
             if occupied[cz, cy, cx]:
-                if not count_only:
-                    middles[offsets[ray] + found] = t
-                    ray_indices[offsets[ray] + found] = ray
-                found += 1
+                found[ray, count] = t
+                count += 1
                 k += 1
                 continue
             # Distance to where the ray leaves this empty cell, then on to the next lattice position behind it. A tenth
@@ -56,24 +53,33 @@ def _march_kernel(origins, directions, near, far, occupied, step, jitter, offset
                     face = np.float32(-1.0) + np.float32(cell + (1 if direction > 0 else 0)) * cell_size
                     leave = min(leave, (face - origins[ray, axis]) / direction)
             k += max(1, np.int64(math.ceil((leave - t) / step - np.float32(0.1))))
-        if count_only:
-            offsets[ray + 1] = found
+        counts[ray] = count
+
+
+@no_type_check
+@njit(parallel=True, error_model="numpy", cache=True)
+def _pack_kernel(found, offsets, middles, ray_indices):
+    """Move the rows' filled parts behind one another."""
+    for ray in prange(found.shape[0]):
+        for i in range(offsets[ray], offsets[ray + 1]):
+            middles[i] = found[ray, i - offsets[ray]]
+            ray_indices[i] = ray
 
 
 def march(
     origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, occupied: Tensor, step: float, jitter: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See the package's ``march``."""
-    rays = [tensor.contiguous().numpy() for tensor in (origins, directions, near, far)]
-    grid, lattice = occupied.numpy(), (np.float32(step), jitter.contiguous().numpy())
+    longest = float((far - near).max()) if len(near) else 0.0
+    # Pages of this buffer that no ray reaches are never touched, so it costs address space, not memory.
+    found = torch.empty(len(near), max(int(longest / step) + 2, 1))
     offsets = torch.zeros(len(near) + 1, dtype=torch.int64)
-    middles, ray_indices = torch.empty(0), torch.empty(0, dtype=torch.int64)
-    _march_kernel(*rays, grid, *lattice, offsets.numpy(), middles.numpy(), ray_indices.numpy())
+    rays = [tensor.contiguous().numpy() for tensor in (origins, directions, near, far)]
+    lattice = (np.float32(step), jitter.contiguous().numpy())
+    _march_kernel(*rays, occupied.numpy(), *lattice, found.numpy(), offsets[1:].numpy())
     offsets = offsets.cumsum(0)
-    total = int(offsets[-1])
-    if total > 0:
-        middles, ray_indices = torch.empty(total), torch.empty(total, dtype=torch.int64)
-        _march_kernel(*rays, grid, *lattice, offsets.numpy(), middles.numpy(), ray_indices.numpy())
+    middles, ray_indices = torch.empty(int(offsets[-1])), torch.empty(int(offsets[-1]), dtype=torch.int64)
+    _pack_kernel(found.numpy(), offsets.numpy(), middles.numpy(), ray_indices.numpy())
     return middles, ray_indices, offsets
 
 
@@ -97,11 +103,11 @@ def _visible_kernel(sdf, middles, offsets, inv_s, step, threshold, keep):
                     neighbours += 1
             slope = slope / np.float32(neighbours) if neighbours > 0 else np.float32(-1.0)
             slope = max(min(slope, np.float32(0.0)), np.float32(-1.0))
+            # 1 - F(next) / F(prev) = (1 - exp(next - prev)) F(-next), which stays exact deep inside.
             half = np.float32(0.5) * slope * step
-            before = np.float32(1.0) / (np.float32(1.0) + math.exp(-(sdf[i] - half) * inv_s))
-            after = np.float32(1.0) / (np.float32(1.0) + math.exp(-(sdf[i] + half) * inv_s))
-            alpha = (before - after) / max(before, np.float32(1e-6))
-            transmittance *= np.float32(1.0) - min(max(alpha, np.float32(0.0)), np.float32(1.0))
+            after = (sdf[i] + half) * inv_s
+            alpha = -math.expm1(np.float32(2.0) * half * inv_s) / (np.float32(1.0) + math.exp(after))
+            transmittance *= np.float32(1.0) - alpha
 
 
 def visible(sdf: Tensor, middles: Tensor, offsets: Tensor, inv_s: float, step: float, threshold: float) -> Tensor:

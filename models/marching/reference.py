@@ -1,5 +1,7 @@
 """Occupancy-grid ray marching in plain PyTorch: every lattice position of every ray is looked up. Never optimised."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -40,8 +42,8 @@ def visible(sdf: Tensor, middles: Tensor, offsets: Tensor, inv_s: float, step: f
             ]
             slopes = [float((sdf[k] - sdf[j]) / (middles[k] - middles[j])) for j, k in neighbours] or [-1.0]
             slope = max(min(sum(slopes) / len(slopes), 0.0), -1.0)
-            before = torch.sigmoid((sdf[i] - slope * step / 2) * inv_s)
-            after = torch.sigmoid((sdf[i] + slope * step / 2) * inv_s)
+            after = (sdf[i] + slope * step / 2) * inv_s
             keep[i] = transmittance > threshold
-            transmittance *= 1 - float(((before - after) / before.clamp(min=1e-6)).clamp(0, 1))
+            # 1 - F(next) / F(prev) = (1 - exp(next - prev)) F(-next), which stays exact deep inside.
+            transmittance *= 1 - float(-math.expm1(slope * step * inv_s) * torch.sigmoid(-after))
     return keep

@@ -39,7 +39,8 @@ def sdf_with_gradient(
             through both results), the reference any number of times (in the positions, too).
 
     Returns:
-        outputs ``(S, C)`` with the signed distance in column 0, and d sdf / d position ``(S, 3)``.
+        outputs ``(S, C)``: the last layer's outputs, the signed distance in column 0, then the encoding itself (a short way
+        for colours, which have finer detail than a small network hands on); and d sdf / d position ``(S, 3)``.
 
     Source: IDR (Yariv et al. 2020) for the network; the two sweeps are ordinary reverse-mode differentiation, see cpu.py.
     """

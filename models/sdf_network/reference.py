@@ -18,9 +18,10 @@ def available(device: torch.device) -> str | None:
 def _network(features: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], beta: float) -> Tensor:
     hidden = features
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-        # softplus(x) = logaddexp(0, beta x) / beta has no threshold beyond which PyTorch's softplus turns linear.
-        scaled = beta * torch.nn.functional.linear(hidden, weight, bias)
-        hidden = torch.logaddexp(scaled, torch.zeros_like(scaled)) / beta
+        # Beyond the threshold softplus is linear; e^-40 is below float64's resolution. The second derivative of
+        # logaddexp would be inf / inf in float32 from beta x = -88 on.
+        linear = torch.nn.functional.linear(hidden, weight, bias)
+        hidden = torch.nn.functional.softplus(linear, beta=beta, threshold=40.0)
     return torch.nn.functional.linear(hidden, weights[-1], biases[-1])
 
 
@@ -38,7 +39,7 @@ def sdf_with_gradient(
         if not positions.requires_grad:
             positions = positions.detach().requires_grad_()
         features = hashgrid_reference.encode(positions, table, geometry, active_levels)
-        outputs = _network(features, weights, biases, beta)
+        outputs = torch.cat([_network(features, weights, biases, beta), features], dim=1)
         sdf = outputs[:, 0]
         (gradient,) = torch.autograd.grad(sdf, positions, torch.ones_like(sdf), create_graph=True)
     if not torch.is_grad_enabled():

@@ -1,0 +1,176 @@
+"""The background: contraction of space, distances along rays, and colours that end somewhere."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from encoder import HashGridConfig, encode_spherical_harmonics
+from models.background import Background, BackgroundConfig, contract
+from utils.types import Rays
+
+GRID = HashGridConfig(num_levels=2, log2_table_size=8, base_resolution=4, max_resolution=8)
+
+
+def make_background(num_samples: int = 8, far: float = 100.0, backend: str = "cpu") -> Background:
+    return Background(BackgroundConfig(True, num_samples=num_samples, far=far, hash_grid=GRID), backend)
+
+
+def rays_of(origins: Tensor, directions: Tensor, near: Tensor, far: Tensor) -> Rays:
+    return Rays(origins, directions, near, far, torch.zeros(len(origins), dtype=torch.int64))
+
+
+def mixed_rays() -> Rays:
+    """From (0, 0, -3): through the centre; past the sphere; away from it. From inside: outwards."""
+    origins = torch.tensor([[0.0, 0.0, -3.0], [0.0, 2.0, -3.0], [0.0, 0.0, -3.0], [0.0, 0.0, 0.5]])
+    directions = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 0.0, -1.0], [0.0, 0.0, 1.0]])
+    return rays_of(
+        origins, directions, torch.tensor([2.0, 1.0, 1.0, 0.0]), torch.tensor([4.0, 0.0, 0.0, 0.5])
+    )
+
+
+def test_contraction_by_hand() -> None:
+    positions = torch.tensor(
+        [[4.0, 0, 0], [0, -2.0, 0], [0, 3.0, 4.0], [0.3, 0.4, 0.0], [0, 0, 0], [0, 0, 1e6]]
+    )
+    expected = torch.tensor(
+        [[1.75, 0, 0], [0, -1.5, 0], [0, 1.08, 1.44], [0.3, 0.4, 0.0], [0, 0, 0], [0, 0, 2.0]]
+    )
+    torch.testing.assert_close(contract(positions), expected)
+
+
+def test_contraction_is_smooth_at_the_unit_sphere() -> None:
+    directions = torch.nn.functional.normalize(torch.randn(50, 3, dtype=torch.float64), dim=1)
+    inside, outside = contract(directions * (1 - 1e-6)), contract(directions * (1 + 1e-6))
+    torch.testing.assert_close(outside - inside, 2e-6 * directions, atol=1e-11, rtol=0)
+
+
+def test_contraction_keeps_order_and_stays_below_two() -> None:
+    direction = torch.nn.functional.normalize(torch.randn(1, 3), dim=1)
+    distances = torch.logspace(-2, 5, 300)
+    contracted = contract(distances[:, None] * direction)
+    lengths = contracted.norm(dim=1)
+    assert (lengths.diff() >= 0).all()
+    assert (lengths <= 2.0 + 1e-6).all()
+    expected = torch.where(distances > 1, 2 - 1 / distances, distances)
+    torch.testing.assert_close(lengths, expected)
+
+
+def test_contraction_has_finite_gradients() -> None:
+    positions = torch.tensor([[0.0, 0, 0], [1.0, 0, 0], [1e20, 0, 0], [5.0, 1.0, 2.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(contract(positions).sum(), positions)
+    assert gradient.isfinite().all()
+
+
+def test_distances_by_hand() -> None:
+    # Four bins from 4 to 100, even in 1 / t: 0.25, 0.19, 0.13, 0.07, 0.01.
+    distances = make_background(num_samples=4).distances(mixed_rays(), None)
+    expected = torch.tensor([1 / 0.25, 1 / 0.19, 1 / 0.13, 1 / 0.07, 1 / 0.01])
+    torch.testing.assert_close(distances[0], expected)
+    # Past the sphere: from the point closest to the centre. Away from it: from close to the camera.
+    assert distances[1, 0].item() == pytest.approx(3.0)
+    assert distances[2, 0].item() == pytest.approx(0.05)
+    assert distances[3, 0].item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 8, 64])
+def test_distances_rise_to_the_far_end(num_samples: int) -> None:
+    background = make_background(num_samples)
+    rays = mixed_rays()
+    for seed in range(20):
+        distances = background.distances(rays, torch.Generator().manual_seed(seed))
+        assert distances.shape == (4, num_samples + 1)
+        assert (distances.diff(dim=1) > 0).all()
+        plain = background.distances(rays, None)
+        torch.testing.assert_close(distances[:, [0, -1]], plain[:, [0, -1]])
+        torch.testing.assert_close(distances[:, -1], torch.full((4,), 100.0))
+        if num_samples > 1:
+            assert not torch.equal(distances, plain)
+
+
+def paint(background: Background, color: list[float]) -> None:
+    """Give every sample the same colour, so that only the weights' sum is left to see."""
+    last = background.color_network[-1]
+    assert isinstance(last, torch.nn.Linear)
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.logit(torch.tensor(color)))
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 16])
+@pytest.mark.parametrize("density_bias", [-20.0, 0.0, 30.0])
+def test_weights_sum_to_one(num_samples: int, density_bias: float) -> None:
+    background = make_background(num_samples)
+    paint(background, [0.2, 0.5, 0.9])
+    last = background.density_network[-1]
+    assert isinstance(last, torch.nn.Linear)
+    with torch.no_grad():
+        last.bias[0] = density_bias
+    rgb = background(mixed_rays(), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(rgb, torch.tensor([0.2, 0.5, 0.9]).expand(4, 3), atol=1e-5, rtol=0)
+
+
+def test_dense_first_bin_hides_the_rest() -> None:
+    # Colours differ along the ray; what is behind the first bin must not matter.
+    background = make_background(num_samples=4)
+    last = background.density_network[-1]
+    assert isinstance(last, torch.nn.Linear)
+    with torch.no_grad():
+        last.bias[0] = 30.0
+    rays = mixed_rays()
+    edges = background.distances(rays, None)
+    middle = 0.5 * (edges[:, 0] + edges[:, 1])
+    positions = rays.origins + middle[:, None] * rays.directions
+    raw = background.density_network(background.grid(contract(positions), 2.0))
+    directions = encode_spherical_harmonics(rays.directions, background.direction_degree)
+    expected = torch.sigmoid(background.color_network(torch.cat([raw[:, 1:], directions], dim=1)))
+    torch.testing.assert_close(background(rays, None), expected, atol=1e-5, rtol=0)
+
+
+def test_colours_and_gradients_are_finite_and_reach_everything() -> None:
+    background = make_background(16, far=1000.0)
+    with torch.no_grad():
+        background.grid.table.uniform_(-1, 1)
+    rgb = background(mixed_rays(), torch.Generator().manual_seed(0))
+    assert rgb.shape == (4, 3)
+    assert ((rgb > 0) & (rgb < 1)).all()
+    (rgb * torch.randn(4, 3)).sum().backward()
+    for name, parameter in background.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
+def test_without_rays() -> None:
+    nothing = torch.zeros(0)
+    rays = rays_of(torch.zeros(0, 3), torch.zeros(0, 3), nothing, nothing)
+    background = make_background()
+    rgb = background(rays, None)
+    assert rgb.shape == (0, 3)
+    rgb.sum().backward()
+
+
+def test_versions_agree() -> None:
+    fast, slow = make_background(backend="cpu"), make_background(backend="reference")
+    with torch.no_grad():
+        fast.grid.table.uniform_(-0.5, 0.5)
+    slow.load_state_dict(fast.state_dict())
+    results = []
+    for background in (fast, slow):
+        rgb = background(mixed_rays(), torch.Generator().manual_seed(0))
+        rgb.square().sum().backward()
+        results.append((rgb.detach(), {name: p.grad for name, p in background.named_parameters()}))
+    torch.testing.assert_close(results[0][0], results[1][0], atol=1e-5, rtol=0)
+    for name, expected in results[1][1].items():
+        torch.testing.assert_close(results[0][1][name], expected, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_samples": 0}, r"model\.background\.num_samples"),
+        ({"far": 2.0}, r"model\.background\.far: must be above 2"),
+    ],
+)
+def test_config_out_of_range(change: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BackgroundConfig(**change)  # type: ignore[arg-type]

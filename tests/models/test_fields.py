@@ -1,0 +1,146 @@
+"""Signed distance and radiance fields: the sphere to start from, and what colours depend on."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from encoder import HashGridConfig
+from models.fields import RadianceConfig, RadianceField, SDFConfig, SDFField, relu_network
+
+GRID = HashGridConfig(num_levels=4, log2_table_size=10, base_resolution=8, max_resolution=64)
+
+
+def in_ball(count: int) -> Tensor:
+    directions = torch.nn.functional.normalize(torch.randn(count, 3), dim=1)
+    return directions * torch.rand(count, 1) ** (1 / 3)
+
+
+def on_sphere(count: int, radius: float) -> Tensor:
+    return torch.nn.functional.normalize(torch.randn(count, 3), dim=1) * radius
+
+
+@pytest.mark.parametrize("hidden_layers", [1, 2, 3])
+@pytest.mark.parametrize("radius", [0.3, 0.5, 0.8])
+def test_untrained_network_is_a_sphere(hidden_layers: int, radius: float) -> None:
+    field = SDFField(
+        SDFConfig(GRID, hidden_layers=hidden_layers, hidden_width=256, initial_radius=radius), "cpu"
+    )
+    positions = in_ball(4000)
+    distance = positions.norm(dim=1)
+    outputs, gradient = field(positions, 4.0)
+    # Finitely many random units leave waves of a few / sqrt(width) of the distance, and more with each layer.
+    difference = (outputs[:, 0] - (distance - radius)) / distance.clamp(min=0.2)
+    assert difference.abs().mean() < 2.4 * math.sqrt(hidden_layers / 256)
+    length = gradient.norm(dim=1)
+    assert length[distance > 0.1].mean().item() == pytest.approx(1.0, abs=0.3)
+    outward = (gradient * positions).sum(dim=1) / (length * distance)
+    assert outward[distance > 0.1].mean() > 0.95
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mean_over_the_sphere_is_zero_with_unit_slope(seed: int) -> None:
+    torch.manual_seed(seed)
+    field = SDFField(SDFConfig(GRID), "cpu")
+    directions = on_sphere(20000, 1.0)
+    means = [field.sdf(directions * radius, 0.0).mean().item() for radius in (0.5, 0.6)]
+    # The fit sees 2048 directions, whose mean is uncertain by a 45th of the waves' 0.1.
+    assert means[0] == pytest.approx(0.0, abs=0.015)
+    assert means[1] - means[0] == pytest.approx(0.1, abs=0.005)
+
+
+def test_sign_says_inside_from_the_start() -> None:
+    field = SDFField(SDFConfig(GRID), "cpu")
+    assert (field.sdf(on_sphere(500, 0.1), 4.0) < 0).all()
+    assert (field.sdf(on_sphere(500, 1.0), 4.0) > 0).all()
+
+
+def test_grid_does_not_disturb_the_sphere() -> None:
+    field = SDFField(SDFConfig(GRID), "cpu")
+    positions = in_ball(500)
+    torch.testing.assert_close(field.sdf(positions, 4.0), field.sdf(positions, 0.0), atol=1e-3, rtol=0)
+
+
+def test_geometry_features_differ() -> None:
+    field = SDFField(SDFConfig(GRID, feature_width=7), "cpu")
+    outputs, gradient = field(in_ball(500), 4.0)
+    assert outputs.shape == (500, 8)
+    assert gradient.shape == (500, 3)
+    correlation = torch.corrcoef(outputs.detach().t()) - torch.eye(8)
+    assert correlation.abs().max() < 0.999
+
+
+@pytest.mark.parametrize("hidden_layers", [1, 2])
+def test_versions_agree(hidden_layers: int) -> None:
+    fast = SDFField(SDFConfig(GRID, hidden_layers=hidden_layers), "cpu")
+    slow = SDFField(SDFConfig(GRID, hidden_layers=hidden_layers), "reference")
+    slow.load_state_dict(fast.state_dict())
+    positions = in_ball(200)
+    for actual, expected in zip(fast(positions, 4.0), slow(positions, 4.0), strict=True):
+        torch.testing.assert_close(actual, expected, atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(fast.sdf(positions, 2.5), slow.sdf(positions, 2.5), atol=1e-5, rtol=1e-5)
+
+
+def test_relu_network() -> None:
+    network = relu_network([4, 8, 8, 3])
+    assert [type(layer) for layer in network] == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
+    linears = [layer for layer in network if isinstance(layer, nn.Linear)]
+    assert [(linear.in_features, linear.out_features) for linear in linears] == [(4, 8), (8, 8), (8, 3)]
+    assert not any(linear.bias.any() for linear in linears)
+    # He: the second moment of what comes in is kept.
+    wide = relu_network([256, 256, 256, 1])
+    inputs = torch.randn(400, 256)
+    assert wide[:3](inputs).detach().square().mean().item() / 2 == pytest.approx(1.0, abs=0.25)
+
+
+def test_radiance_takes_directions_per_ray() -> None:
+    field = RadianceField(RadianceConfig(direction_degree=3), feature_width=5)
+    features, normal = torch.randn(6, 5), on_sphere(6, 1.0)
+    directions = on_sphere(3, 1.0)
+    ray_indices = torch.tensor([2, 0, 0, 1, 2, 2])
+    rgb = field(features, directions, ray_indices, normal)
+    assert rgb.shape == (6, 3)
+    assert ((rgb > 0) & (rgb < 1)).all()
+    for sample, ray in enumerate(ray_indices.tolist()):
+        alone = field(
+            features[sample : sample + 1],
+            directions[ray : ray + 1],
+            torch.zeros(1, dtype=torch.int64),
+            normal[sample : sample + 1],
+        )
+        torch.testing.assert_close(alone[0], rgb[sample])
+
+
+def test_radiance_depends_on_all_its_inputs() -> None:
+    field = RadianceField(RadianceConfig(), feature_width=5)
+    inputs = [torch.randn(6, 5), on_sphere(6, 1.0), on_sphere(6, 1.0)]
+    features, directions, normal = (tensor.requires_grad_() for tensor in inputs)
+    rgb = field(features, directions, torch.arange(6), normal)
+    for gradient in torch.autograd.grad(rgb.sum(), [features, directions, normal]):
+        assert gradient.any(dim=1).all()
+
+
+def test_radiance_of_nothing() -> None:
+    field = RadianceField(RadianceConfig(), feature_width=5)
+    rgb = field(torch.zeros(0, 5), on_sphere(3, 1.0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 3))
+    assert rgb.shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"initial_radius": 1.0}, r"model\.sdf\.initial_radius"),
+        ({"hidden_layers": 0}, r"model\.sdf\.hidden_layers: must be at least 1, got 0"),
+        ({"hidden_width": 0}, r"model\.sdf\.hidden_width"),
+        ({"feature_width": 0}, r"model\.sdf\.feature_width"),
+    ],
+)
+def test_sdf_config_out_of_range(change: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SDFConfig(**change)  # type: ignore[arg-type]
+
+
+def test_radiance_config_out_of_range() -> None:
+    with pytest.raises(ValueError, match=r"model\.radiance\.direction_degree: must lie in 1\.\.5, got 6"):
+        RadianceConfig(direction_degree=6)

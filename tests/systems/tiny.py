@@ -1,0 +1,112 @@
+"""A whole training run in small, for the tests of ``systems``: see ``tiny.yaml`` for its sizes."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models import MODELS, build_model
+from process_data import DATASETS, load_scene
+from systems import SYSTEMS
+from systems.evaluate import TestConfig
+from systems.export import ExportConfig
+from systems.record import Run
+from systems.trainer import Trainer, TrainerConfig
+from utils.backend import seed_everything
+from utils.config import Config, load_config
+from utils.types import Scene
+
+SECTIONS: dict[str, Any] = {
+    **{"dataset": {name: both[0] for name, both in DATASETS.items()}},
+    **{"model": {name: both[0] for name, both in MODELS.items()}},
+    **{"system": {name: both[0] for name, both in SYSTEMS.items()}},
+    **{"trainer": TrainerConfig, "export": ExportConfig, "test": TestConfig},
+}
+CPU = torch.device("cpu")
+WITHOUT_MASKS = ("dataset.apply_mask=false", "system.loss.mask=0", "model.background.enabled=true")
+
+
+def tiny_config(*overrides: str) -> Config:
+    """``tiny.yaml`` with ``key=value`` overrides."""
+    return load_config(Path(__file__).with_name("tiny.yaml"), overrides, SECTIONS)
+
+
+@cache
+def scene_of(dataset: Any) -> Scene:
+    """The scene of a dataset config; nobody changes a scene, so that all tests can share it."""
+    return load_scene(dataset)
+
+
+def tiny_scene(*overrides: str) -> Scene:
+    return scene_of(tiny_config(*overrides).dataset)
+
+
+def tiny_model(config: Config, scene: Scene | None = None) -> Any:
+    """An untrained model, the same one for the same seed."""
+    seed_everything(config.seed)
+    return build_model(config.model, scene or scene_of(config.dataset), CPU)
+
+
+def new_run(config: Config, outputs: Path) -> Run:
+    return Run.start(config, outputs, outputs / "tf-logs", ["--config", "tiny.yaml", "--train"])
+
+
+def build_trainer(config: Config, run: Run, scene: Scene | None = None) -> Trainer:
+    """A trainer with a model, an optimiser and a system of its own, in the given run's folder."""
+    scene = scene or scene_of(config.dataset)
+    model = tiny_model(config, scene)
+    system = SYSTEMS[config.system.name][1](config.system, model.num_levels, scene.masks is not None)
+    return Trainer(config, scene, model, system, run, CPU)
+
+
+def new_trainer(outputs: Path, *overrides: str, scene: Scene | None = None) -> Trainer:
+    """A trainer at the start of a run of its own below ``outputs``."""
+    config = tiny_config(*overrides)
+    return build_trainer(config, new_run(config, outputs), scene)
+
+
+def resumed_trainer(trainer: Trainer, *overrides: str, checkpoint: str = "last.pth") -> Trainer:
+    """A new trainer that goes on in the folder of an earlier one, as ``--resume`` does."""
+    run = Run.reopen(trainer.run.folder, trainer.run.outputs_dir / "tf-logs")
+    resumed = build_trainer(tiny_config(*overrides), run, trainer.scene)
+    resumed.restore(run.checkpoints / checkpoint)
+    return resumed
+
+
+def before_step(trainer: Trainer, step: int, act: Callable[[], object]) -> None:
+    """Do something right before the training step number ``step`` (counted from 0)."""
+    take_step = trainer.train_step
+
+    def acting_step() -> Any:
+        if trainer.step == step:
+            act()
+        return take_step()
+
+    vars(trainer)["train_step"] = acting_step
+
+
+def raiser(error: BaseException) -> Callable[..., Any]:
+    """A function that raises ``error`` whatever it is called with."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+def history(run: Run) -> dict[str, list[str]]:
+    """The columns of history.csv as written."""
+    head, *rows = (line.split(",") for line in (run.folder / "history.csv").read_text().splitlines())
+    return {name: [row[column] for row in rows] for column, name in enumerate(head)}
+
+
+def parameters_of(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Copies of all parameters by name."""
+    return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+
+
+def same_tensors(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Whether both hold the same names with the same bits."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
