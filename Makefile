@@ -44,7 +44,7 @@ check: .venv/.installed
 	@$(RUN) -m mypy
 
 bench: .venv/.installed
-	@for script in benchmarks/*.py; do echo "== $$script"; PYTHONPATH=. $(RUN) "$$script" || exit 1; done
+	@$(RUN) benchmarks/throughput.py && $(RUN) benchmarks/openmp.py && $(RUN) benchmarks/quality.py demo
 
 clean:
 	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

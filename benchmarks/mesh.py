@@ -17,7 +17,7 @@ import torch
 from benchmarks.machine import describe_machine, load, peak_memory
 from models import build_model
 from systems import SYSTEMS, checkpoint
-from systems.extraction import extract_surface
+from utils.extraction import extract_surface
 
 
 def measure(path: Path, resolution: int) -> None:

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -63,6 +63,8 @@ class DTUConfig:
     """Divide width and height by this, >= 1."""
     apply_mask: bool = False
     """Load mask/ (the photographs themselves stay as they are)."""
+    background: Literal["black", "white"] = "black"
+    """Plain colour behind masked objects. DTU's room is black, so masks that are a little too wide show black as well."""
     holdout: Any = 0
     """Views kept out of training: 0 = none, k = every k-th, or a list of indices."""
     test_steps: int = 60
@@ -113,6 +115,7 @@ def load_dtu(config: DTUConfig) -> Scene:
         test_indices=test,
         world_from_scene=torch.from_numpy(world_from_scene),
         masks=masks,
+        background_color=(0.0, 0.0, 0.0) if config.background == "black" else (1.0, 1.0, 1.0),
     )
 
 
@@ -342,4 +345,6 @@ def _load_masks(
         raise DataError(mask_paths[0].parent, "every mask is black everywhere", remedy)
     if black:
         LOG.warning("%d of %d masks are black everywhere, first %s", len(black), len(masks), black[0])
+    share = float(np.mean([mask.mean() / 255.0 for mask in masks]))
+    LOG.info("masks from %s: on average %.0f %% of a picture is foreground", mask_paths[0].parent, 100.0 * share)
     return ImageStack.from_images(masks)

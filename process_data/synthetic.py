@@ -104,6 +104,7 @@ def load_synthetic(config: SyntheticConfig) -> Scene:
         test_indices=test,
         world_from_scene=world_from_scene,
         masks=ImageStack.from_images(masks) if config.apply_mask else None,
+        background_color=(0.0, 0.0, 0.0) if config.background == "black" else (1.0, 1.0, 1.0),
         reference_mesh=_to_world(ground_truth_mesh(config.scene, _REFERENCE_RESOLUTION), world_from_scene),
     )
     if config.write_to is not None:

@@ -7,12 +7,14 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
+import torch
 from jaxtyping import Float, Float64
 from scipy.spatial import KDTree
-from skimage.measure import marching_cubes
+from torch import Tensor
 
 from process_data import synthetic_render
 from process_data.synthetic_field import FIGURINE, FIGURINE_TABLE, SPHERE
+from utils.extraction import extract_surface
 from utils.types import TriangleMesh
 
 SceneName = Literal["figurine", "sphere", "figurine-table"]
@@ -21,8 +23,6 @@ SCENES: dict[str, int] = {"figurine": FIGURINE, "sphere": SPHERE, "figurine-tabl
 
 _HALF_BOX = 0.88
 """Every scene fits into the cube of this half side."""
-_BLOCK = 8
-"""Grid nodes per side of the blocks that are skipped when they are clear of the surface."""
 
 
 def signed_distance(
@@ -73,29 +73,21 @@ def ground_truth_mesh(scene: SceneName, resolution: int = 256) -> TriangleMesh:
 
     Args:
         scene: which scene.
-        resolution: cells along the side of the scene's box (1.76 scene units), rounded up to a multiple of 8;
-        8 or
-            more. 256 gives edges of about 0.007; below 64 thin parts may break.
+        resolution: cells along the side of the scene's box (1.76 scene units). 256 gives edges of about 0.007; below 64
+            thin parts may break.
 
     Returns:
         A watertight mesh in scene space with unit normals and sRGB colours as seen along the normal.
 
     Raises:
-        ValueError: ``resolution`` is below 8.
+        ValueError: ``resolution`` is not positive.
     """
-    if resolution < _BLOCK:
-        raise ValueError(f"resolution must be at least {_BLOCK}, got {resolution}")
-    nodes = -(-resolution // _BLOCK) * _BLOCK
-    spacing = 2.0 * _HALF_BOX / (nodes - 1)
-    grid = np.empty((nodes, nodes, nodes), np.float32)
-    synthetic_render.fill_grid(SCENES[scene], -_HALF_BOX, spacing, _BLOCK, grid)
-    corners, faces, _, _ = marching_cubes(grid, 0.0)
-    vertices = corners.astype(np.float64) * spacing - _HALF_BOX
+
+    def sdf(positions: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
+        return torch.from_numpy(signed_distance(positions.double().numpy(), scene)).float()
+
+    mesh = extract_surface(sdf, resolution, _HALF_BOX, clip_to_sphere=False)
+    vertices = mesh.vertices.copy()
     normals, colors = np.empty_like(vertices), np.empty_like(vertices)
     synthetic_render.settle(SCENES[scene], vertices, normals, colors)
-    return TriangleMesh(
-        vertices,
-        faces.astype(np.int64),
-        normals.astype(np.float32),
-        np.round(colors * 255.0).astype(np.uint8),
-    )
+    return TriangleMesh(vertices, mesh.faces, normals.astype(np.float32), np.round(colors * 255.0).astype(np.uint8))

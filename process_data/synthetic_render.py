@@ -193,31 +193,6 @@ def distances(scene, points, values):
 
 @no_type_check
 @njit(cache=True, fastmath=True, parallel=True)
-def fill_grid(scene, low, spacing, block, grid):
-    """The field on a cubic grid ``(G, G, G)`` of nodes ``low + index * spacing``; G is a multiple of
-    ``block``.
-
-    A block whose centre is farther from the surface than its corners holds one sign only and is filled with
-    one value.
-    """
-    count = grid.shape[0] // block
-    half = 0.5 * block * spacing
-    for index in prange(count**3):
-        i, j, k = block * (index // count**2), block * (index // count % count), block * (index % count)
-        x, y, z = low + i * spacing, low + j * spacing, low + k * spacing
-        middle = distance(scene, x + half, y + half, z + half)
-        clear = abs(middle) > 1.7321 * half
-        for a in range(block):
-            for b in range(block):
-                for c in range(block):
-                    value = middle
-                    if not clear:
-                        value = distance(scene, x + a * spacing, y + b * spacing, z + c * spacing)
-                    grid[i + a, j + b, k + c] = value
-
-
-@no_type_check
-@njit(cache=True, fastmath=True, parallel=True)
 def settle(scene, points, normals, colors):
     """Move ``points (P, 3)`` near the surface onto it by Newton steps; fill unit normals and colours."""
     for i in prange(len(points)):

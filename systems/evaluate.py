@@ -63,21 +63,27 @@ class ViewRender:
 
 @torch.no_grad()
 def render_view(
-    model: Any, cameras: Cameras, index: int, progress: Progress, rays_per_chunk: int = 4096, scale: float = 1.0
+    model: Any,
+    cameras: Cameras,
+    index: int,
+    progress: Progress,
+    rays_per_chunk: int = 4096,
+    scale: float = 1.0,
+    background_color: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> ViewRender:
-    """Render all pixels of one camera over white (where no background is learned), chunk by chunk.
+    """Render all pixels of one camera, over a plain colour where no background is learned, chunk by chunk.
 
     Chunks are halved when the device runs out of memory.
     """
     width, height = grid_size(cameras, index, scale)
     device = model.variance.device
     rays = _to(image_rays(cameras, index, scale), device)
-    white = torch.ones(3, device=device)
+    background = torch.tensor(background_color, device=device)
     parts: list[Tensor] = []
     start = 0
     while start < len(rays):
         try:
-            part = model.render(rays[start : start + rays_per_chunk], progress, white)
+            part = model.render(rays[start : start + rays_per_chunk], progress, background)
         except torch.OutOfMemoryError:
             if rays_per_chunk == 1:
                 raise
@@ -111,14 +117,15 @@ def view_panel(view: ViewRender, target: Float[Tensor, "H W 3"], c2w: Float[Tens
 
 
 def _target(scene: Scene, index: int) -> tuple[Float[Tensor, "H W 3"], Float[Tensor, "H W"] | None]:
-    """What a render should show: the photograph, over white outside the mask where the scene has masks."""
+    """What a render should show: the photograph, over the scene's plain colour outside the mask if there are masks."""
     batch = full_image(scene, index)
     width, height = scene.cameras.size[index].tolist()
     rgb = batch.rgb.view(height, width, 3)
     if batch.mask is None:
         return rgb, None
     mask = batch.mask.view(height, width)
-    return mask[..., None] * rgb + (1.0 - mask[..., None]), mask
+    outside = (1.0 - mask[..., None]) * torch.tensor(scene.background_color)
+    return mask[..., None] * rgb + outside, mask
 
 
 def save_validation_picture(
@@ -127,7 +134,7 @@ def save_validation_picture(
     """Render one view (``turn`` counts through the held-out ones, else the training ones) to ``save/val``; log its PSNR."""
     views = scene.test_indices or scene.train_indices
     index = views[turn % len(views)]
-    view = render_view(model, scene.cameras, index, progress)
+    view = render_view(model, scene.cameras, index, progress, background_color=scene.background_color)
     target, _ = _target(scene, index)
     path = run.save / "val" / f"{step:06d}_{Path(scene.image_names[index]).stem}.png"
     write_png(path, view_panel(view, target, scene.cameras.c2w[index]))
@@ -171,11 +178,13 @@ def measure_views(
 ) -> list[dict[str, Any]]:
     """Render every held-out view, write its comparison picture to ``save/test``, and return its metrics.
 
-    ``psnr`` is over the whole picture (outside the mask both are white), ``psnr_masked`` over the mask's pixels.
+    ``psnr`` is over the whole picture (outside the mask the target is the plain background), ``psnr_masked`` over the mask's pixels.
     """
     measured = []
     for index in tqdm(scene.test_indices, desc="held-out views", unit="view", leave=False):
-        view = render_view(model, scene.cameras, index, progress, config.rays_per_chunk)
+        view = render_view(
+            model, scene.cameras, index, progress, config.rays_per_chunk, background_color=scene.background_color
+        )
         target, mask = _target(scene, index)
         path = run.save / "test" / f"{Path(scene.image_names[index]).stem}.png"
         write_png(path, view_panel(view, target, scene.cameras.c2w[index]))
@@ -209,7 +218,13 @@ def _write_orbit(config: Config, scene: Scene, model: Any, progress: Progress, r
     def frames() -> Iterator[Picture]:
         for index in tqdm(range(len(path)), desc="video", unit="frame", leave=False):
             view = render_view(
-                model, path, index, progress, config.test.rays_per_chunk, config.test.video_scale
+                model,
+                path,
+                index,
+                progress,
+                config.test.rays_per_chunk,
+                config.test.video_scale,
+                scene.background_color,
             )
             normal = normal_to_rgb(view.normal.numpy(), path.c2w[index].numpy())
             yield panel([to_uint8(view.rgb.numpy()), normal])

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from systems.extraction import extract_surface
+from utils.extraction import extract_surface
 from utils.errors import ConfigError, ExportError
 from utils.images import write_png
 from utils.mesh import (

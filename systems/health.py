@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from process_data.batches import RayBatches
-from systems.extraction import extract_surface
+from utils.extraction import extract_surface
 from systems.record import Run
 from utils.errors import ExportError
 from utils.mesh import keep_largest_components, transform_mesh, write_mesh

@@ -50,8 +50,9 @@ class NeuSSystemConfig:
     """Hash-grid levels open at the start (coarse to fine)."""
     levels_end: float = 0.3
     """Fraction of training at which all levels are open."""
-    background: Literal["random", "white", "black"] = "random"
-    """Colour behind masked objects in training: a new one every step, white or black. Pictures always get white."""
+    background: Literal["random", "scene"] = "random"
+    """Colour behind masked objects in training: a new one every step, which forbids the surface to imitate it, or the
+    scene's own (dataset.background), which forgives masks that are too wide."""
 
     def __post_init__(self) -> None:
         for key in ("cos_anneal_end", "levels_end"):
@@ -82,11 +83,13 @@ class NeuSSystem:
         weights = {name: value_at(getattr(config.loss, name), fraction) for name in self.terms}
         return Progress(fraction, anneal, first + opened * (self.num_levels - first), weights)
 
-    def background_color(self, generator: torch.Generator) -> Float[Tensor, "3"]:
+    def background_color(
+        self, scene_color: tuple[float, float, float], generator: torch.Generator
+    ) -> Float[Tensor, "3"]:
         """The colour behind masked objects for one training step, 0..1."""
         if self.config.background == "random":
             return torch.rand(3, generator=generator, device=generator.device)
-        return torch.full((3,), float(self.config.background == "white"), device=generator.device)
+        return torch.tensor(scene_color, device=generator.device)
 
     def loss_terms(self, render: RenderOutput, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The unweighted terms whose weight is not zero now."""

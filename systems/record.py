@@ -7,6 +7,7 @@
 
 import csv
 import datetime
+import json
 import logging
 import shlex
 import shutil
@@ -17,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from utils.config import Config
 from utils.errors import UserError
+from utils.types import Scene
 
 _ROOMS = ("confs", "encoder", "models", "process_data", "systems", "utils")
 _PROJECT = Path(__file__).resolve().parent.parent
@@ -79,6 +81,14 @@ class Run:
         log.info("run folder   %s", self.folder)
         log.info("log file     %s", self.folder / "log.txt")
         log.info("watch with   tensorboard --logdir %s", shlex.quote(str(self.tensorboard_dir)))
+
+    def write_split(self, scene: Scene) -> None:
+        """Say in ``save/split.json`` which views are trained on and which are held out."""
+        names = {
+            "train": [scene.image_names[index] for index in scene.train_indices],
+            "held-out": [scene.image_names[index] for index in scene.test_indices],
+        }
+        (self.save / "split.json").write_text(json.dumps(names, indent=2) + "\n")
 
     @property
     def save(self) -> Path:

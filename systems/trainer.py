@@ -7,6 +7,7 @@ Everything that is state goes into the checkpoint; schedules are functions of th
 import logging
 import random
 import signal
+import sys
 import threading
 import time
 from dataclasses import dataclass, field, replace
@@ -159,7 +160,7 @@ class Trainer:
         """One optimisation step, read from top to bottom."""
         progress = self.system.progress_at(self.fraction_done())
         batch = self.batches.draw(self.num_rays)
-        background = self.system.background_color(self.generator)
+        background = self.system.background_color(self.scene.background_color, self.generator)
         batch = composite_masked(batch, background)
         render = self.model.render(batch.rays, progress, background, self.generator)  # type: ignore[operator]
         terms = self.system.loss_terms(render, batch, progress)
@@ -243,6 +244,7 @@ class Trainer:
             TrainingError: training cannot go on.
         """
         log.info("losses       %s", describe_losses(self.system, self.fraction_done()))
+        self.run.write_split(self.scene)
         meter = _Meter(self)
         with meter, _StopRequest() as stop:
             try:
@@ -420,6 +422,19 @@ class _StopRequest:
         self.is_made = True
 
 
+def _memory_gib() -> float:
+    """Largest memory of this process so far; on a GPU, of PyTorch's tensors there."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**30
+    if sys.platform == "win32":
+        return float("nan")
+    import resource  # absent on Windows
+
+    # Kilobytes on Linux, bytes on macOS.
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
 def _mean_psnr(records: list[StepRecord]) -> float:
     return float(torch.stack([record.psnr for record in records]).mean())
 
@@ -480,6 +495,7 @@ class _Meter:
         self._bar.set_description_str(
             f"step {trainer.step}/{trainer.config.max_steps}  loss {float(last.loss):.4f}  PSNR {self.psnr:.2f}  "
             f"1/s {inv_s:.0f}  {rays_per_second / 1e3:.1f}k rays/s  {samples_per_second / 1e3:.0f}k samples/s  "
+            f"{_memory_gib():.1f} GiB  "
             f"{left // 60:.0f}:{left % 60:02.0f} left",
             refresh=False,
         )

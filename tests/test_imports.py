@@ -103,7 +103,7 @@ def test_every_import_is_required() -> None:
 def test_requirements_are_floors_and_the_lock_is_exact() -> None:
     floors = requirements("requirements.txt")
     lock = requirements("requirements.lock")
-    assert len(floors) <= 13
+    assert len(floors) <= 12
     assert all(re.fullmatch(r"[\w-]+>=[\d.]+", line) for line in floors.values())
     assert all(
         re.fullmatch(r"[\w.-]+==[\w.]+( ; python_version (<|>=) \"3\.11\")?", line) for line in lock.values()

@@ -120,6 +120,8 @@ class Scene:
     """Similarity from scene to world: rotation times one positive scale, and a translation."""
     masks: ImageStack | None = None
     """Foreground masks (C = 1, 255 = foreground), same sizes as ``images``; ``None`` when absent or not asked for."""
+    background_color: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Plain colour (0..1) behind masked objects, in the pictures that are compared and shown."""
     reference_mesh: TriangleMesh | None = None
     """Ground-truth surface in *world* coordinates, where it is known (synthetic scenes)."""
 

@@ -30,7 +30,7 @@ def test_untrained_network_is_a_sphere(hidden_layers: int, radius: float) -> Non
     positions = in_ball(4000)
     distance = positions.norm(dim=1)
     outputs, gradient = field(positions, 4.0)
-    # Finitely many random units leave waves of a few / sqrt(width) of the distance, and more with each layer.
+    # Further layers have finitely many random units, which leave waves of a few / sqrt(width) of the distance.
     difference = (outputs[:, 0] - (distance - radius)) / distance.clamp(min=0.2)
     assert difference.abs().mean() < 2.4 * math.sqrt(hidden_layers / 256)
     length = gradient.norm(dim=1)
@@ -45,9 +45,18 @@ def test_mean_over_the_sphere_is_zero_with_unit_slope(seed: int) -> None:
     field = SDFField(SDFConfig(GRID), "cpu")
     directions = on_sphere(20000, 1.0)
     means = [field.sdf(directions * radius, 0.0).mean().item() for radius in (0.5, 0.6)]
-    # The fit sees 2048 directions, whose mean is uncertain by a 45th of the waves' 0.1.
-    assert means[0] == pytest.approx(0.0, abs=0.015)
-    assert means[1] - means[0] == pytest.approx(0.1, abs=0.005)
+    assert means[0] == pytest.approx(0.0, abs=0.001)
+    assert means[1] - means[0] == pytest.approx(0.1, abs=0.001)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_default_network_is_a_round_sphere(seed: int) -> None:
+    torch.manual_seed(seed)
+    field = SDFField(SDFConfig(GRID), "cpu")
+    positions = in_ball(4000)
+    difference = (field.sdf(positions, 0.0) - (positions.norm(dim=1) - 0.5)).abs()
+    assert difference.mean() < 0.01
+    assert difference.max() < 0.05
 
 
 def test_sign_says_inside_from_the_start() -> None:

@@ -226,7 +226,7 @@ def test_values_land_in_the_cells_asked_about() -> None:
 def test_after_the_warm_up_only_occupied_cells_are_asked() -> None:
     octants = torch.zeros(2, 2, 2)
     octants[1, 0, 1] = 1.0
-    grid = grid_of(everything(), warmup_updates=2, random_share=0.0)
+    grid = grid_of(everything(), warmup_updates=2, empty_share=0.0, occupied_share=1.0)
     draw = torch.Generator().manual_seed(0)
     asked = []
     for _ in range(4):
@@ -238,7 +238,7 @@ def test_after_the_warm_up_only_occupied_cells_are_asked() -> None:
 
 
 def test_after_the_warm_up_some_empty_cells_are_asked() -> None:
-    grid = grid_of(everything(16), warmup_updates=0, random_share=0.25)
+    grid = grid_of(everything(16), warmup_updates=0, empty_share=0.25)
     grid.occupied.zero_()
     presence = Presence(0.0)
     grid.update(presence, torch.Generator().manual_seed(0))
@@ -252,7 +252,7 @@ def test_after_the_warm_up_some_empty_cells_are_asked() -> None:
 @pytest.mark.parametrize("warmup", [0, 5])
 def test_cells_that_cannot_be_observed_stay_closed(warmup: int) -> None:
     observable = torch.rand(8, 8, 8) < 0.5
-    grid = grid_of(observable, warmup_updates=warmup, random_share=1.0)
+    grid = grid_of(observable, warmup_updates=warmup, empty_share=1.0, occupied_share=1.0)
     assert torch.equal(grid.occupied, observable)
     for seed in range(3):
         presence = Presence(1.0)
@@ -287,7 +287,7 @@ def test_checkpoint_holds_all_state() -> None:
         ({"resolution": 1}, r"model\.occupancy\.resolution: must lie in 2\.\.1024, got 1"),
         ({"decay": 1.1}, r"model\.occupancy\.decay"),
         ({"threshold": -0.1}, r"model\.occupancy\.threshold"),
-        ({"random_share": 2.0}, r"model\.occupancy\.random_share"),
+        ({"empty_share": 2.0}, r"model\.occupancy\.empty_share"),
         ({"hull_tolerance": -1.0}, r"model\.occupancy\.hull_tolerance"),
     ],
 )

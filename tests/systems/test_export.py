@@ -11,7 +11,7 @@ import trimesh
 from torch import Tensor
 
 from systems.export import ExportConfig, clean_surface, export_mesh
-from systems.extraction import extract_surface
+from utils.extraction import extract_surface
 from utils.errors import ConfigError, ExportError
 from utils.mesh import mesh_report, read_mesh
 from utils.types import Cameras, ImageStack, Scene, TriangleMesh

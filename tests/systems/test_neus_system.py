@@ -113,11 +113,13 @@ def test_mask_loss_without_masks_names_its_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "color"), [("white", [1.0, 1.0, 1.0]), ("black", [0.0, 0.0, 0.0]), ("random", None)]
+    ("name", "color"), [("scene", [1.0, 0.5, 0.0]), ("random", None)]
 )
 def test_background_color(name: Any, color: list[float] | None) -> None:
     system = system_of(background=name)
-    drawn = [system.background_color(torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    drawn = [
+        system.background_color((1.0, 0.5, 0.0), torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    ]
     assert torch.equal(drawn[0], drawn[1])
     if color is None:
         assert not torch.equal(drawn[0], drawn[2])

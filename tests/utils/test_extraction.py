@@ -11,7 +11,7 @@ from skimage.measure import marching_cubes
 from torch import Tensor
 
 from systems import extraction
-from systems.extraction import extract_surface
+from utils.extraction import extract_surface
 from utils.errors import ExportError
 from utils.marching_cubes import march_bricks, marching_table
 from utils.mesh import mesh_report
@@ -196,7 +196,7 @@ def test_only_the_neighbourhood_of_the_surface_is_evaluated():
 
 
 def test_clipping_cuts_cleanly_at_the_unit_sphere(caplog: pytest.LogCaptureFixture):
-    with caplog.at_level(logging.INFO, "systems.extraction"):
+    with caplog.at_level(logging.INFO, "utils.extraction"):
         mesh = extract_surface(lambda p: p[:, 2] - 0.101, 64)
     assert np.linalg.norm(mesh.vertices, axis=1).max() < 1.0
     assert mesh_report(mesh)["area"] == pytest.approx(np.pi * (1 - 0.101**2), rel=0.1)

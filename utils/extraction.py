@@ -28,7 +28,7 @@ from utils.errors import ExportError
 from utils.marching_cubes import BRICK, Ints, find_node, march_bricks, read_corners
 from utils.types import TriangleMesh
 
-logger = logging.getLogger("systems.extraction")
+logger = logging.getLogger("utils.extraction")
 
 COARSE_CELLS = 64
 """The first pass looks at no more than this many cells along each axis."""
@@ -70,6 +70,9 @@ def extract_surface(
         raise ValueError("resolution, bound, lipschitz and chunk must be positive")
     lattice = _Lattice(sdf, resolution, bound, 1.0 if clip_to_sphere else float("inf"), chunk, device)
     cells, coarse = _coarse_cells(lattice, lipschitz)
+    logger.info(
+        "extracting the surface at %d^3: %s bricks near it, up to %.2f GiB", resolution, f"{len(cells):,}", len(cells) / 2**19
+    )
     bricks = _Bricks(len(coarse))
     for size in (8, 4, 2):
         _evaluate_cells(lattice, bricks, cells, size, size // 2)
