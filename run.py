@@ -8,13 +8,10 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from utils.command_line import parse
 from utils.errors import CheckpointError, UserError
-
-if TYPE_CHECKING:
-    from utils.config import Config
 
 # libgomp's threads spin while they wait for one another. On a machine that others use as well, a spinning
 # thread holds the core that the awaited one needs, and training runs up to thirty times slower. libgomp reads
@@ -30,17 +27,18 @@ def latest_checkpoint(runs: Path) -> Path:
     return found[-1]
 
 
-def load_settings(path: Path, overrides: list[str]) -> "Config":
-    """Load a config whose sections are those of the rooms."""
+def sections() -> dict[str, Any]:
+    """The config's sections, each with its dataclass or its dataclasses by name."""
     from models import MODELS
     from process_data import DATASETS
     from systems import SYSTEMS, evaluate, export, trainer
-    from utils.config import load_config
 
     named: dict[str, Any] = {"dataset": DATASETS, "model": MODELS, "system": SYSTEMS}
-    sections: dict[str, Any] = {key: {name: pair[0] for name, pair in known.items()} for key, known in named.items()}
-    sections |= {"trainer": trainer.TrainerConfig, "export": export.ExportConfig, "test": evaluate.TestConfig}
-    return load_config(path, overrides, sections)
+    return {key: {name: pair[0] for name, pair in known.items()} for key, known in named.items()} | {
+        "trainer": trainer.TrainerConfig,
+        "export": export.ExportConfig,
+        "test": evaluate.TestConfig,
+    }
 
 
 def execute(args: argparse.Namespace, argv: list[str]) -> None:
@@ -50,12 +48,13 @@ def execute(args: argparse.Namespace, argv: list[str]) -> None:
     from process_data import load_scene
     from systems import SYSTEMS, checkpoint, evaluate, export, record, trainer
     from utils import backend
+    from utils.config import load_config
 
     ckpt = None if args.resume in (None, "latest") else Path(args.resume).absolute()
     if ckpt is not None and not ckpt.is_file():
         raise CheckpointError(args.resume, "no such checkpoint", "give e.g. outputs/NAME/TRIAL/ckpt/last.pth")
     source = args.config or Path(args.resume).absolute().parent.parent / "config" / "parsed.yaml"
-    settings = load_settings(source, args.overrides)
+    settings = load_config(source, args.overrides, sections())
     if args.resume == "latest":
         ckpt = latest_checkpoint(args.outputs_dir / settings.name)
 
@@ -75,13 +74,15 @@ def execute(args: argparse.Namespace, argv: list[str]) -> None:
     else:
         run = record.Run.start(settings, args.outputs_dir, args.logs_dir, argv)
     early.pour()
+    last = run.folder / "ckpt" / "last.pth"
     if args.train:
         training = trainer.Trainer(settings, scene, model, system, run, device)
         if ckpt is not None:
             training.restore(ckpt)
         training.train()
-        ckpt = run.folder / "ckpt" / "last.pth"
+        ckpt = last
     if args.test or args.mesh:
+        assert ckpt is not None  # The command line asks for one where nothing is trained.
         step, fraction = checkpoint.load_model(ckpt, model)
         progress = system.progress_at(fraction)
         if args.test:
@@ -89,7 +90,7 @@ def execute(args: argparse.Namespace, argv: list[str]) -> None:
         else:
             export.export_mesh(settings, scene, model.frozen_at(progress), run, step)
     next_step = "--test" if args.train and not args.test else "--eval MESH --gt MESH"
-    print(f"everything is in {run.folder}; next: python run.py {next_step} --resume {run.folder / 'ckpt' / 'last.pth'}")
+    print(f"everything is in {run.folder}; next: python run.py {next_step} --resume {last}")
 
 
 def main(argv: list[str]) -> int:

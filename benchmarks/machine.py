@@ -7,17 +7,20 @@ from pathlib import Path
 import torch
 
 from process_data import load_scene
-from run import load_settings
+from run import sections
 from utils.backend import seed_everything, set_cpu_threads
-from utils.config import Config
+from utils.config import Config, load_config
 from utils.types import Scene
 
 
 def describe_machine() -> str:
     """Processor, threads, Python and PyTorch in one line."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{model}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch {torch.__version__}"
+    model = next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{model}, {torch.get_num_threads()} threads, {versions}"
 
 
 def peak_memory() -> float:
@@ -27,7 +30,7 @@ def peak_memory() -> float:
 
 def load(path: str, *overrides: str) -> tuple[Config, Scene]:
     """A config with overrides and the scene it names, with threads and seeds set as run.py sets them."""
-    config = load_settings(Path(path), list(overrides))
+    config = load_config(path, overrides, sections())
     set_cpu_threads()
     seed_everything(config.seed)
     return config, load_scene(config.dataset)

@@ -1,6 +1,6 @@
-"""Surface extraction from a trained model: time and peak memory at one or several resolutions, each in its own process.
+"""Surface extraction from a trained model: time and peak memory, each resolution in a process of its own.
 
-    python benchmarks/mesh.py outputs/NAME/TRIAL/ckpt/last.pth [256 512 1024]
+python benchmarks/mesh.py outputs/NAME/TRIAL/ckpt/last.pth [256 512 1024]
 """
 
 import multiprocessing

@@ -1,8 +1,8 @@
-"""Whether waiting OpenMP threads should sleep or spin: training speed with each, idle and beside a busy neighbour.
+"""Whether waiting OpenMP threads should sleep or spin: training speed, alone and beside a busy process.
 
     python benchmarks/openmp.py [--steps 100]
 
-Every combination runs in a process of its own, twice, alternating. The neighbour is one process that keeps one core busy.
+Every combination runs in a process of its own, twice, alternating. The busy process keeps one core to itself.
 """
 
 import argparse

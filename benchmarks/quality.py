@@ -1,8 +1,8 @@
 """The quality that the README claims: trains, tests and reports wall time, peak memory and held-out metrics.
 
-    python benchmarks/quality.py demo
-    python benchmarks/quality.py dtu-wmask --data DIR/dtu_scan65
-    python benchmarks/quality.py dtu --data DIR/dtu_scan65
+python benchmarks/quality.py demo
+python benchmarks/quality.py dtu-wmask --data DIR/dtu_scan65
+python benchmarks/quality.py dtu --data DIR/dtu_scan65
 """
 
 import argparse
@@ -33,7 +33,15 @@ def main() -> None:
     parser.add_argument("--outputs_dir", default="outputs")
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_intermixed_args()
-    command = [sys.executable, "run.py", *COMMANDS[args.what], "--train", "--test", "--outputs_dir", args.outputs_dir]
+    command = [
+        sys.executable,
+        "run.py",
+        *COMMANDS[args.what],
+        "--train",
+        "--test",
+        "--outputs_dir",
+        args.outputs_dir,
+    ]
     if args.what != "demo":
         command.append(f"dataset.root_dir={args.data}")
     start = time.perf_counter()

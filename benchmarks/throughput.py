@@ -1,7 +1,7 @@
 """Training throughput: the fast backend against the plain PyTorch reference, alternating within one run.
 
-Both train the same NeuS on the embedded scene from the same state, at --samples a step (2^15 unless told). The reference
-starts from the fast one's checkpointed weights and ray budget, so that both do the same work.
+Both train the same NeuS on the embedded scene from the same state, at --samples a step (2^15 unless told).
+The reference starts from the fast one's checkpointed weights and ray budget, so that both do the same work.
 
     python benchmarks/throughput.py [--samples 32768] [--rounds 5]
 """

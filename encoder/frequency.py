@@ -1,4 +1,4 @@
-"""Frequency (positional) encoding of NeRF (Mildenhall et al. 2020, equation 4), without the factor pi, as NeuS uses it."""
+"""Frequency encoding of NeRF (Mildenhall et al. 2020, equation 4), without its factor pi, as in NeuS."""
 
 import torch
 from jaxtyping import Float
@@ -22,8 +22,8 @@ def encode_frequency(
     Args:
         inputs: any range; the scene's positions lie in [-1, 1].
         num_frequencies: octaves; 0 returns the inputs as they are.
-        active_frequencies: octaves in use, coarse to fine: octave k is multiplied by (1 - cos(pi * clip(a - k, 0, 1))) / 2
-            (BARF, Lin et al. 2021, equation 14). ``None`` uses all.
+        active_frequencies: octaves in use, coarse to fine: octave k is multiplied by
+            (1 - cos(pi * clip(a - k, 0, 1))) / 2 (BARF, Lin et al. 2021, equation 14). ``None`` uses all.
 
     Returns:
         ``(P, C * (1 + 2 * num_frequencies))``: the inputs, then per octave C sines and C cosines.

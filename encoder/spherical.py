@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def encode_spherical_harmonics(directions: Float[Tensor, "P 3"], degree: int) -> Float[Tensor, "P D"]:
-    """Evaluate the first ``degree`` bands (orthonormal on the sphere, Condon-Shortley phase left out of m = 0).
+    """Evaluate the first ``degree`` bands (orthonormal on the sphere, no Condon-Shortley phase at m = 0).
 
     Args:
         directions: unit vectors.

@@ -4,7 +4,6 @@ import functools
 import logging
 
 import torch
-from torch import nn
 
 from encoder import hashgrid
 from models import compositing, marching, sdf_network
@@ -15,10 +14,18 @@ from utils.types import Scene
 MODELS = {"neus": (NeuSConfig, NeuS)}
 """Methods by ``model.name``: configuration and class."""
 
-_OPERATIONS = {"hash grid": hashgrid, "sdf network": sdf_network, "ray marching": marching, "compositing": compositing}
+Model = NeuS
+"""Any method's model, for those who do not care which."""
+
+_OPERATIONS = {
+    "hash grid": hashgrid,
+    "sdf network": sdf_network,
+    "ray marching": marching,
+    "compositing": compositing,
+}
 
 
-def build_model(config: NeuSConfig, scene: Scene, device: torch.device) -> nn.Module:
+def build_model(config: NeuSConfig, scene: Scene, device: torch.device) -> Model:
     """Build the model that ``config`` describes for a scene, on a device, and log which kernels it will use.
 
     Raises:

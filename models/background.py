@@ -1,8 +1,9 @@
 """What lies beyond the unit sphere: a second radiance field over contracted space.
 
-Positions outside the unit ball are contracted into a ball of radius 2 (mip-NeRF 360, Barron et al. 2022, equation 10), and a
-small hash-grid NeRF lives there. Samples are spaced evenly in inverse distance (NeRF++, Zhang et al. 2020), from where a
-ray leaves the unit sphere to the far distance; the last sample is opaque, so that every ray ends somewhere.
+Positions outside the unit ball are contracted into a ball of radius 2 (mip-NeRF 360, Barron et al. 2022,
+equation 10), and a small hash-grid NeRF lives there. Samples are spaced evenly in inverse distance
+(NeRF++, Zhang et al. 2020), from where a ray leaves the unit sphere to the far distance; the last sample
+is opaque, so that every ray ends somewhere.
 """
 
 from dataclasses import dataclass, field
@@ -23,6 +24,9 @@ class BackgroundConfig:
 
     enabled: bool = False
     """False composites over a plain colour instead (captures with masks)."""
+    wait: float = 0.0
+    """Fraction of training during which the field learns only from rays that miss the unit sphere, so that
+    the surface has to explain all that may stand inside."""
     num_samples: int = 16
     """Samples per ray."""
     far: float = 100.0
@@ -36,6 +40,8 @@ class BackgroundConfig:
     """Bands of spherical harmonics for the view direction (1..5)."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.wait <= 1:
+            raise ValueError(f"model.background.wait: must lie in 0..1, got {self.wait}")
         if self.num_samples < 1:
             raise ValueError(f"model.background.num_samples: must be at least 1, got {self.num_samples}")
         if not self.far > 2:
@@ -67,7 +73,7 @@ class Background(nn.Module):
         self.color_network = relu_network([inputs, config.hidden_width, 3])
 
     def distances(self, rays: Rays, generator: torch.Generator | None) -> Float[Tensor, "R E"]:
-        """Bin edges along each ray, ``num_samples + 1`` of them, even in inverse distance and jittered together.
+        """Bin edges along each ray, ``num_samples + 1`` of them, even in inverse distance, jittered as one.
 
         A ray that misses the unit sphere starts at its point closest to the centre.
         """
@@ -76,13 +82,13 @@ class Background(nn.Module):
         fractions = torch.linspace(0, 1, self.num_samples + 1, device=start.device).expand(len(rays), -1)
         if generator is not None:
             jitter = torch.rand(len(rays), 1, generator=generator, device=start.device) - 0.5
-            # The first and the last edge stay where they are: no gap behind the sphere, and an end at the far distance.
+            # The first and the last edge stay: no gap behind the sphere, and an end at the far distance.
             inner = fractions[:, 1:-1] + jitter / self.num_samples
             fractions = torch.cat([fractions[:, :1], inner, fractions[:, -1:]], dim=1)
         return 1.0 / ((1.0 - fractions) / start[:, None] + fractions / self.far)
 
     def forward(self, rays: Rays, generator: torch.Generator | None) -> Float[Tensor, "R 3"]:
-        """RGB in (0, 1) behind the unit sphere; without a generator samples sit at the bins' unjittered middles."""
+        """RGB in (0, 1) behind the unit sphere; without a generator the samples are not jittered."""
         edges = self.distances(rays, generator)
         middles = 0.5 * (edges[:, 1:] + edges[:, :-1])
         positions = rays.origins[:, None] + middles[..., None] * rays.directions[:, None]
@@ -90,8 +96,8 @@ class Background(nn.Module):
         raw = self.density_network(encoded)
         # exp(x - 1), with the exponent bounded so that neither the value nor its gradient overflows.
         density = torch.exp((raw[:, 0] - 1.0).clamp(max=15.0))
-        # Optical depth is measured in contracted units (about the change of 1 / t), so that far bins, which are
-        # hundreds of units long, do not turn opaque at the faintest density.
+        # Optical depth is measured in contracted units (about the change of 1 / t), so that far bins, which
+        # are hundreds of units long, do not turn opaque at the faintest density.
         lengths = (1.0 / edges[:, :-1] - 1.0 / edges[:, 1:]).reshape(-1) * self.num_samples
         alpha = 1.0 - torch.exp(-density * lengths)
         alpha = torch.cat(

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int64
@@ -48,7 +49,11 @@ class RadianceConfig:
     """Bands of spherical harmonics for the view direction (1..5)."""
 
     def __post_init__(self) -> None:
-        for key, low, high in (("hidden_width", 1, 4096), ("hidden_layers", 1, 16), ("direction_degree", 1, 5)):
+        for key, low, high in (
+            ("hidden_width", 1, 4096),
+            ("hidden_layers", 1, 16),
+            ("direction_degree", 1, 5),
+        ):
             if not low <= getattr(self, key) <= high:
                 raise ValueError(f"model.radiance.{key}: must lie in {low}..{high}, got {getattr(self, key)}")
 
@@ -56,7 +61,7 @@ class RadianceConfig:
 def relu_network(widths: list[int]) -> nn.Sequential:
     """Linear layers with ReLU between them; He-uniform weights and zero biases."""
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+    for fan_in, fan_out in pairwise(widths):
         linear = nn.Linear(fan_in, fan_out)
         nn.init.kaiming_uniform_(linear.weight, nonlinearity="relu")
         nn.init.zeros_(linear.bias)
@@ -78,9 +83,10 @@ def _spread_directions(count: int) -> Float[Tensor, "D 3"]:
 class SDFField(nn.Module):
     """Signed distance over the unit ball, negative inside, starting out as a sphere.
 
-    The geometric initialisation follows SAL (Atzmon and Lipman 2020, theorem 1), as IDR and NeuS do: a first layer on the
-    position alone makes |x| from softplus units, the last one sums them, and its bias subtracts the radius. SAL's rows are
-    random, which with 64 units leaves lumps of 0.1; rows spread evenly over the sphere leave 0.003 on average.
+    The geometric initialisation follows SAL (Atzmon and Lipman 2020, theorem 1), as IDR and NeuS do: a
+    first layer on the position alone makes |x| from softplus units, the last one sums them, and its bias
+    subtracts the radius. SAL's rows are random, which with 64 units leaves lumps of 0.1; rows spread
+    evenly over the sphere leave 0.003 on average.
     """
 
     def __init__(self, config: SDFConfig, backend: str) -> None:
@@ -91,7 +97,7 @@ class SDFField(nn.Module):
         widths = [self.grid.width] + [config.hidden_width] * config.hidden_layers + [1 + config.feature_width]
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
-        for layer, (fan_in, fan_out) in enumerate(zip(widths, widths[1:], strict=False)):
+        for layer, (fan_in, fan_out) in enumerate(pairwise(widths)):
             weight, bias = torch.zeros(fan_out, fan_in), torch.zeros(fan_out)
             if layer == len(widths) - 2:
                 # Only the distance is initialised as one; features that all equal it would be of little use.
@@ -107,7 +113,7 @@ class SDFField(nn.Module):
             self._fit_initial_sphere(config.initial_radius)
 
     def _fit_initial_sphere(self, radius: float) -> None:
-        """Scale and shift the last layer so that on the sphere the mean is zero and the mean radial slope one."""
+        """Scale and shift the last layer: on the sphere the mean is zero, the mean radial slope one."""
         directions = _spread_directions(2048)
         at_zero = self.sdf(directions * radius, 0.0).mean()
         slope = (self.sdf(directions * (1.2 * radius), 0.0).mean() - at_zero) / (0.2 * radius)
@@ -117,7 +123,7 @@ class SDFField(nn.Module):
     def forward(
         self, positions: Float[Tensor, "S 3"], active_levels: float
     ) -> tuple[Float[Tensor, "S C"], Float[Tensor, "S 3"]]:
-        """Outputs (``output_width``), of which column 0 is the signed distance and all serve as features; its gradient."""
+        """Outputs (column 0 is the signed distance, all serve as features), and the distance's gradient."""
         return sdf_with_gradient(
             positions,
             self.grid.table,

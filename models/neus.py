@@ -1,8 +1,8 @@
 """NeuS (Wang et al. 2021) on a hash grid: a signed distance field rendered as a volume.
 
-A pixel is sum_i w_i c_i with w_i from alphas that come from the signed distance at both ends of a sample's interval; the
-zero level set is where the weight peaks (equations 10-13). Sampling follows an occupancy grid; what lies behind the first
-surface is dropped before gradients and colours are computed.
+A pixel is sum_i w_i c_i with w_i from alphas that come from the signed distance at both ends of a sample's
+interval; the zero level set is where the weight peaks (equations 10-13). Sampling follows an occupancy grid;
+what lies behind the first surface is dropped before gradients and colours are computed.
 """
 
 from collections.abc import Callable
@@ -46,7 +46,9 @@ class NeuSConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.min_step <= self.max_step:
-            raise ValueError(f"model.min_step: must lie in (0, max_step = {self.max_step}], got {self.min_step}")
+            raise ValueError(
+                f"model.min_step: must lie in (0, max_step = {self.max_step}], got {self.min_step}"
+            )
         if not 1e-3 <= self.initial_inv_s <= 1e5:
             raise ValueError(f"model.initial_inv_s: must lie in 1e-3..1e5, got {self.initial_inv_s}")
         if not 0 <= self.min_transmittance < 1:
@@ -60,16 +62,16 @@ def neus_alpha(
     inv_s: Float[Tensor, ""],
     cos_anneal: float,
 ) -> Float[Tensor, " S"]:
-    """Opacity of a sample from its signed distance (NeuS, equation 13, in the discrete form of its section 3.3).
+    """Opacity of a sample from its signed distance (NeuS, equation 13, the discrete form of section 3.3).
 
     The distances at the interval's ends are extrapolated along the ray, sdf -+ |c| length / 2, with
-    c = -(relu(-cosine / 2 + 1/2) (1 - r) + relu(-cosine) r); alpha = max((F(prev) - F(next)) / F(prev), 0), F the logistic
-    function of inv_s * sdf. Surfaces seen from behind (cosine > 0) are transparent once r = 1.
+    c = -(relu(-cosine / 2 + 1/2) (1 - r) + relu(-cosine) r); alpha = max((F(prev) - F(next)) / F(prev), 0),
+    F the logistic function of inv_s * sdf. Surfaces seen from behind (cosine > 0) are transparent once r = 1.
 
     Args:
         sdf: at the sample's middle.
-        cosine: ray direction times unit normal, -1..1. The unit normal (as in instant-nsr-pl) rather than NeuS's raw
-            gradient keeps early steps bounded, while the gradient's length is still far from 1.
+        cosine: ray direction times unit normal, -1..1. The unit normal (as in instant-nsr-pl) rather than
+            NeuS's raw gradient keeps early steps bounded, while the gradient's length is still far from 1.
         lengths: of the sample's interval.
         inv_s: sharpness, a scalar tensor so that it can be learned.
         cos_anneal: r in 0..1; 0 is the softened cosine that helps at the start.
@@ -80,7 +82,7 @@ def neus_alpha(
     relu = torch.nn.functional.relu
     falling = relu(0.5 - 0.5 * cosine) * (1.0 - cos_anneal) + relu(-cosine) * cos_anneal
     half = 0.5 * falling * lengths
-    # (F(p) - F(n)) / F(p) = 1 - F(n) / F(p); in logarithms neither far inside nor far outside loses its digits.
+    # (F(p) - F(n)) / F(p) = 1 - F(n) / F(p); in logarithms no digits are lost far inside or far outside.
     log_ratio = torch.nn.functional.logsigmoid((sdf - half) * inv_s) - torch.nn.functional.logsigmoid(
         (sdf + half) * inv_s
     )
@@ -103,6 +105,7 @@ class NeuS(nn.Module):
 
     @property
     def num_levels(self) -> int:
+        """Levels of the surface's hash grid, which open one after another."""
         return self.sdf_field.grid.num_levels
 
     def inv_s(self) -> Float[Tensor, ""]:
@@ -115,14 +118,18 @@ class NeuS(nn.Module):
         return min(max(step, self.config.min_step), self.config.max_step)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters by the learning rate they take: ``grid``, ``networks``, ``variance``."""
+        """Parameters by their learning rate: ``grid``, ``networks``, ``variance`` and any ``background``."""
         groups: dict[str, list[nn.Parameter]] = {"grid": [], "networks": [], "variance": [self.variance]}
+        if self.background is not None:
+            groups["background"] = list(self.background.parameters())
         for name, parameter in self.named_parameters():
-            if parameter is not self.variance:
+            if name.startswith(("sdf_field.", "radiance.")):
                 groups["grid" if name.endswith("grid.table") else "networks"].append(parameter)
         return groups
 
-    def sample(self, rays: Rays, progress: Progress, generator: torch.Generator | None) -> tuple[RaySamples, int]:
+    def sample(
+        self, rays: Rays, progress: Progress, generator: torch.Generator | None
+    ) -> tuple[RaySamples, int]:
         """March, then drop what is hidden. Returns the samples and how many there were before dropping."""
         step = self.step_size()
         if generator is None:
@@ -169,6 +176,8 @@ class NeuS(nn.Module):
             behind = background_color.expand(len(rays), 3)
         else:
             behind = self.background(rays, generator)
+            if progress.fraction < self.config.background.wait:
+                behind = torch.where((rays.far > rays.near)[:, None], behind.detach(), behind)
         with torch.no_grad():
             geometry = torch.cat([normal, samples.t_middle[:, None]], dim=1)
             seen = accumulate(weights.detach(), geometry.detach(), samples.offsets, self.backend)
@@ -186,9 +195,10 @@ class NeuS(nn.Module):
     def update_occupancy(self, progress: Progress, generator: torch.Generator) -> None:
         """Refresh the occupancy grid from the present field.
 
-        A point's presence is the logistic density relative to its peak, 4 F(inv_s d) (1 - F(inv_s d)): scale-free, and empty
-        deep inside the object as well, which no ray reaches. d is the distance less half a cell's diagonal: the density may be
-        far thinner than a cell, and one random point must not overlook it (cells closed by mistake tear holes).
+        A point's presence is the logistic density relative to its peak, 4 F(inv_s d) (1 - F(inv_s d)):
+        scale-free, and empty deep inside the object as well, which no ray reaches. d is the distance less
+        half a cell's diagonal: the density may be far thinner than a cell, and one random point must not
+        overlook it (cells closed by mistake tear holes).
         """
         half_diagonal = 3**0.5 / self.config.occupancy.resolution
 
@@ -229,7 +239,7 @@ class NeuS(nn.Module):
 
 @dataclass(frozen=True)
 class FrozenSurface:
-    """A model at one moment of its annealing, for whoever asks about the surface: export, previews, measurements."""
+    """A model at one moment of its annealing, for whoever asks about the surface: export, previews, tests."""
 
     model: NeuS
     progress: Progress

@@ -1,9 +1,9 @@
 """Occupancy grid: which cells of [-1, 1]^3 are worth sampling.
 
-A cell keeps a running maximum of how much of a surface it has been seen to hold (instant-ngp's update rule: decay, then
-maximum with a fresh value at a random point in the cell). Cells that no photograph can say anything about, because fewer than
-two cameras see them or because they lie outside the masks' visual hull, are closed for good: nothing would ever correct the
-noise in them.
+A cell keeps a running maximum of how much of a surface it has been seen to hold (instant-ngp's update rule:
+decay, then maximum with a fresh value at a random point in the cell). Cells that no photograph can say
+anything about, because fewer than two cameras see them or because they lie outside the masks' visual hull,
+are closed for good: nothing would ever correct the noise in them.
 """
 
 from collections.abc import Callable
@@ -23,8 +23,9 @@ class OccupancyConfig:
     resolution: int = 128
     """Cells per axis."""
     decay: float = 0.3
-    """What an old value is multiplied by when its cell is looked at again. A distance says reliably that a cell is empty,
-    so this is far below instant-ngp's 0.95 for densities: 4 looks instead of 90 from full to closed."""
+    """What an old value is multiplied by when its cell is looked at again. A distance says
+    reliably that a cell is empty, so this is far below instant-ngp's 0.95 for densities: 4
+    looks instead of 90 from full to closed."""
     threshold: float = 0.01
     """A cell is sampled while its value (0..1: the logistic density relative to its peak) is above this."""
     warmup_updates: int = 8
@@ -61,7 +62,8 @@ def _dilated_mask(masks: ImageStack, index: int, radius: int) -> Bool[Tensor, "H
 def observable_cells(scene: Scene, config: OccupancyConfig) -> Bool[Tensor, "G G G"]:
     """Cells inside the unit sphere that enough training images see, and that their masks allow.
 
-    A cell counts as inside a mask when its projected centre is within the cell's projected half diagonal of it.
+    A cell counts as inside a mask when its projected centre is within
+    the cell's projected half diagonal of it.
     """
     size = config.resolution
     centers = cell_centers(size)

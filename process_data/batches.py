@@ -50,7 +50,9 @@ class RayBatches:
             raise ValueError(f"indices must name views 0..{len(scene.images) - 1}, got {views.tolist()}")
         if not 0.0 <= foreground_fraction <= 1.0:
             raise ConfigError(
-                "trainer.foreground_share", f"{foreground_fraction} is not in 0..1", "give a share of the rays"
+                "trainer.foreground_share",
+                f"{foreground_fraction} is not in 0..1",
+                "give a share of the rays",
             )
         self.device = torch.device(device)
         self.foreground_fraction = foreground_fraction
@@ -124,7 +126,9 @@ def _foreground_positions(
         found.append((np.flatnonzero(widened) + start).astype(np.int32))
     positions = torch.from_numpy(np.concatenate(found))
     if len(positions) == 0:
-        raise ConfigError("trainer.foreground_share", "the masks of all training views are black", "set it to 0")
+        raise ConfigError(
+            "trainer.foreground_share", "the masks of all training views are black", "set it to 0"
+        )
     return positions
 
 

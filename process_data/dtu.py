@@ -59,12 +59,14 @@ class DTUConfig:
     """Camera file that defines poses and the scene's unit sphere."""
     object_cameras_name: str = "cameras_sphere.npz"
     """Camera file whose scale_mat_0 says where the object sits."""
+    region_scale: float = 1.0
+    """Radius of the region to reconstruct, in radii of the capture's sphere; above 1 adds surroundings."""
     img_downscale: int | float = 1
     """Divide width and height by this, >= 1."""
     apply_mask: bool = False
     """Load mask/ (the photographs themselves stay as they are)."""
     background: Literal["black", "white"] = "black"
-    """Plain colour behind masked objects. DTU's room is black, so masks that are a little too wide show black as well."""
+    """Plain colour behind masked objects. DTU's room is black, and masks a little too wide show it."""
     holdout: Any = 0
     """Views kept out of training: 0 = none, k = every k-th, or a list of indices."""
     test_steps: int = 60
@@ -76,6 +78,12 @@ class DTUConfig:
                 "dataset.img_downscale",
                 f"{self.img_downscale} is below 1",
                 "give 1 for full size, 2 for half",
+            )
+        if not 0.01 <= self.region_scale <= 100:
+            raise ConfigError(
+                "dataset.region_scale",
+                f"{self.region_scale} is not in 0.01..100",
+                "1 keeps the capture's sphere",
             )
         if self.test_steps < 1:
             raise ConfigError(
@@ -281,6 +289,9 @@ def _load_cameras(
         LOG.warning(
             "%s and %s name different spheres: training and mesh cover the first", path.name, object_path.name
         )
+    # A larger region is a smaller scene: distances shrink, directions stay.
+    c2w[:, :, 3] /= config.region_scale
+    world_from_scene[:3, :3] *= config.region_scale
     return intrinsics, c2w, world_from_scene
 
 
@@ -346,5 +357,7 @@ def _load_masks(
     if black:
         LOG.warning("%d of %d masks are black everywhere, first %s", len(black), len(masks), black[0])
     share = float(np.mean([mask.mean() / 255.0 for mask in masks]))
-    LOG.info("masks from %s: on average %.0f %% of a picture is foreground", mask_paths[0].parent, 100.0 * share)
+    LOG.info(
+        "masks from %s: on average %.0f %% of a picture is foreground", mask_paths[0].parent, 100.0 * share
+    )
     return ImageStack.from_images(masks)

@@ -73,8 +73,8 @@ def ground_truth_mesh(scene: SceneName, resolution: int = 256) -> TriangleMesh:
 
     Args:
         scene: which scene.
-        resolution: cells along the side of the scene's box (1.76 scene units). 256 gives edges of about 0.007; below 64
-            thin parts may break.
+        resolution: cells along the side of the scene's box (1.76 scene units). 256 gives edges of
+            about 0.007; below 64 thin parts may break.
 
     Returns:
         A watertight mesh in scene space with unit normals and sRGB colours as seen along the normal.
@@ -90,4 +90,6 @@ def ground_truth_mesh(scene: SceneName, resolution: int = 256) -> TriangleMesh:
     vertices = mesh.vertices.copy()
     normals, colors = np.empty_like(vertices), np.empty_like(vertices)
     synthetic_render.settle(SCENES[scene], vertices, normals, colors)
-    return TriangleMesh(vertices, mesh.faces, normals.astype(np.float32), np.round(colors * 255.0).astype(np.uint8))
+    return TriangleMesh(
+        vertices, mesh.faces, normals.astype(np.float32), np.round(colors * 255.0).astype(np.uint8)
+    )

@@ -1,7 +1,7 @@
-"""Checkpoints: plain tensors, numbers, strings and dictionaries, so that ``torch.load(weights_only=True)`` reads them.
+"""Checkpoints: tensors, numbers, strings and dictionaries, which ``torch.load(weights_only=True)`` reads.
 
-A file is written next to its final name, flushed to the disk and renamed: whatever happens on the way, the previous checkpoint
-is still there.
+A file is written next to its final name, flushed to the disk and renamed: whatever happens on the way, the
+previous checkpoint is still there.
 """
 
 import os
@@ -36,14 +36,16 @@ def write_file(path: Path, state: dict[str, Any]) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise CheckpointError(
-            path, f"cannot be written ({error})", "free disk space or choose --outputs_dir; earlier checkpoints are kept"
+            path,
+            f"cannot be written ({error})",
+            "free disk space or choose --outputs_dir; earlier checkpoints are kept",
         ) from error
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write ``ckpt_<step>.pth`` and let ``last.pth`` be the same file; older ones beyond the ``keep`` newest go.
+    """Write ``ckpt_<step>.pth`` and let ``last.pth`` be the same file; all but the ``keep`` newest go.
 
-    ``last.pth`` is a hard link where the file system has them and a copy elsewhere, replaced atomically either way.
+    ``last.pth`` is a hard link where the file system has them, else a copy; it is replaced atomically.
     """
     path = folder / f"ckpt_{step:06d}.pth"
     write_file(path, {"format_version": FORMAT_VERSION, "step": step, **state})
@@ -69,7 +71,9 @@ def load(path: Path) -> dict[str, Any]:
         CheckpointError: missing, truncated or corrupt, not a checkpoint of ours, or of a newer version.
     """
     if not path.is_file():
-        raise CheckpointError(path, "no such checkpoint", "give a file such as outputs/NAME/TRIAL/ckpt/last.pth")
+        raise CheckpointError(
+            path, "no such checkpoint", "give a file such as outputs/NAME/TRIAL/ckpt/last.pth"
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # Arbitrary bytes make the unpickler stumble in any way, IndexError too.

@@ -90,7 +90,9 @@ def render_view(
             rays_per_chunk = max(1, rays_per_chunk // 2)
             log.warning("out of memory: rendering %d rays at once from now on", rays_per_chunk)
             continue
-        parts.append(torch.cat([part.rgb, part.opacity[:, None], part.depth[:, None], part.normal], dim=1).cpu())
+        parts.append(
+            torch.cat([part.rgb, part.opacity[:, None], part.depth[:, None], part.normal], dim=1).cpu()
+        )
         start += rays_per_chunk
     pixels = torch.cat(parts).view(height, width, 8)
     return ViewRender(pixels[..., :3], pixels[..., 3], pixels[..., 4], pixels[..., 5:])
@@ -117,7 +119,7 @@ def view_panel(view: ViewRender, target: Float[Tensor, "H W 3"], c2w: Float[Tens
 
 
 def _target(scene: Scene, index: int) -> tuple[Float[Tensor, "H W 3"], Float[Tensor, "H W"] | None]:
-    """What a render should show: the photograph, over the scene's plain colour outside the mask if there are masks."""
+    """What a render should show: the photograph, with the scene's plain colour outside the mask if any."""
     batch = full_image(scene, index)
     width, height = scene.cameras.size[index].tolist()
     rgb = batch.rgb.view(height, width, 3)
@@ -131,7 +133,10 @@ def _target(scene: Scene, index: int) -> tuple[Float[Tensor, "H W 3"], Float[Ten
 def save_validation_picture(
     scene: Scene, model: Any, progress: Progress, run: Run, step: int, turn: int
 ) -> None:
-    """Render one view (``turn`` counts through the held-out ones, else the training ones) to ``save/val``; log its PSNR."""
+    """Render one view to ``save/val`` and log its PSNR.
+
+    ``turn`` counts through the held-out views, or through the training views where none is held out.
+    """
     views = scene.test_indices or scene.train_indices
     index = views[turn % len(views)]
     view = render_view(model, scene.cameras, index, progress, background_color=scene.background_color)
@@ -139,15 +144,20 @@ def save_validation_picture(
     path = run.save / "val" / f"{step:06d}_{Path(scene.image_names[index]).stem}.png"
     write_png(path, view_panel(view, target, scene.cameras.c2w[index]))
     kind = "held-out" if scene.test_indices else "training"
-    log.info("validation: %s view %s, PSNR %.2f dB, %s", kind, scene.image_names[index], psnr(view.rgb, target), path)
+    log.info(
+        "validation: %s view %s, PSNR %.2f dB, %s",
+        kind,
+        scene.image_names[index],
+        psnr(view.rgb, target),
+        path,
+    )
 
 
-def test(
-    config: Config, scene: Scene, model: Any, progress: Progress, run: Run, step: int
-) -> dict[str, Any]:
+def test(config: Config, scene: Scene, model: Any, progress: Progress, run: Run, step: int) -> dict[str, Any]:
     """Measure held-out views, write comparison pictures, the video and the mesh, and ``save/metrics.json``.
 
-    Without held-out views there is nothing to compare with, and the metrics say so instead of quoting training views.
+    Without held-out views there is nothing to compare with, and the metrics say so instead of quoting
+    training views.
     """
     views = measure_views(config.test, scene, model, progress, run)
     names = ("psnr", "psnr_masked", "ssim", "lpips")
@@ -167,7 +177,10 @@ def test(
     path = run.save / "metrics.json"
     path.write_text(json.dumps(metrics, indent=2, allow_nan=False, default=str) + "\n")
     run.list_in_table({**mean, "chamfer": report.geometry["chamfer"] if report.geometry else None})
-    shown = ", ".join(f"{name} {value:.4g}" for name, value in mean.items() if value is not None) or "no held-out views"
+    shown = (
+        ", ".join(f"{name} {value:.4g}" for name, value in mean.items() if value is not None)
+        or "no held-out views"
+    )
     log.info("held-out: %s", shown)
     log.info("wrote %s", path)
     return metrics
@@ -178,12 +191,18 @@ def measure_views(
 ) -> list[dict[str, Any]]:
     """Render every held-out view, write its comparison picture to ``save/test``, and return its metrics.
 
-    ``psnr`` is over the whole picture (outside the mask the target is the plain background), ``psnr_masked`` over the mask's pixels.
+    ``psnr`` is over the whole picture (outside the mask the target is the plain background), ``psnr_masked``
+    over the mask's pixels.
     """
     measured = []
     for index in tqdm(scene.test_indices, desc="held-out views", unit="view", leave=False):
         view = render_view(
-            model, scene.cameras, index, progress, config.rays_per_chunk, background_color=scene.background_color
+            model,
+            scene.cameras,
+            index,
+            progress,
+            config.rays_per_chunk,
+            background_color=scene.background_color,
         )
         target, mask = _target(scene, index)
         path = run.save / "test" / f"{Path(scene.image_names[index]).stem}.png"

@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from utils.extraction import extract_surface
 from utils.errors import ConfigError, ExportError
+from utils.extraction import extract_surface
 from utils.images import write_png
 from utils.mesh import (
     Up,

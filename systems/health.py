@@ -1,4 +1,7 @@
-"""Early checks of a run: most bad surfaces come from poses, the region of interest or the masks, and show within a minute."""
+"""Early checks of a run.
+
+Most bad surfaces come from the poses, the region of interest or the masks, and show within a minute.
+"""
 
 import logging
 from typing import Any
@@ -6,9 +9,9 @@ from typing import Any
 import torch
 
 from process_data.batches import RayBatches
-from utils.extraction import extract_surface
 from systems.record import Run
 from utils.errors import ExportError
+from utils.extraction import extract_surface
 from utils.mesh import keep_largest_components, transform_mesh, write_mesh
 from utils.types import Progress, Scene
 
@@ -22,7 +25,7 @@ _REGION_KEYS = "dataset.render_cameras_name (its scale_mat is the region) and da
 def constant_color_psnr(scene: Scene) -> float:
     """PSNR in dB that the best single colour reaches on the training pixels.
 
-    With masks the background is taken as random colours, uniform in 0..1 with variance 1/12, as training composites it.
+    With masks the background is taken as random colours, uniform in 0..1 (variance 1/12), as in training.
     """
     sums = torch.zeros(3, dtype=torch.float64)
     squares = torch.zeros(3, dtype=torch.float64)
@@ -42,22 +45,25 @@ def constant_color_psnr(scene: Scene) -> float:
 
 
 def check_learning(scene: Scene, psnr: float) -> list[str]:
-    """Compare the training PSNR (dB) with that of a constant colour; one warning when it is not 2 dB above."""
+    """Compare the training PSNR (dB) with that of a constant colour; warn when it is not 2 dB above."""
     constant = constant_color_psnr(scene)
     log.info("training PSNR %.1f dB; a constant colour reaches %.1f dB", psnr, constant)
     if psnr >= constant + _MARGIN_DB:
         return []
     return [
-        f"PSNR {psnr:.1f} dB is hardly above a constant colour's {constant:.1f} dB: suspect wrong poses, an object outside "
-        f"the unit sphere, or wrong masks; look at {_REGION_KEYS}, and at trainer.optimizer if those are right"
+        (
+            f"PSNR {psnr:.1f} dB is hardly above a constant colour's {constant:.1f} dB: suspect wrong poses, "
+            "an object outside the unit sphere, or wrong masks; "
+            f"look at {_REGION_KEYS}, and at trainer.optimizer if those are right"
+        )
     ]
 
 
 def check_health(scene: Scene, model: Any, progress: Progress, run: Run) -> list[str]:
-    """Write a coarse preview mesh and one line on the state of the surface; return what looks wrong, with the key to change.
+    """Write a coarse preview mesh and one line on the surface; return what looks wrong and the key to change.
 
-    Checked are the sign of the distance at the centre and at the edge of the unit sphere, the share of training rays that meet
-    the surface, and how much of the sphere the surface fills.
+    Checked are the sign of the distance at the centre and at the edge of the unit sphere, the share of
+    training rays that meet the surface, and how much of the sphere the surface fills.
     """
     warnings: list[str] = []
     surface = model.frozen_at(progress)
@@ -78,24 +84,27 @@ def check_health(scene: Scene, model: Any, progress: Progress, run: Run) -> list
         extent = float((mesh.vertices**2).sum(axis=1).max() ** 0.5)
         write_mesh(path, transform_mesh(mesh, scene.world_from_scene.numpy()))
     except ExportError as error:
-        warnings.append(f"no surface yet ({error}): the object may lie outside the unit sphere; look at {_REGION_KEYS}")
+        warnings.append(
+            f"no surface yet ({error}): the object may lie outside the unit sphere; look at {_REGION_KEYS}"
+        )
     log.info(
-        "health: sdf at centre %+.3f, %.0f %% of the sphere's edge inside, %.0f %% of rays hit, surface reaches %.2f of "
-        "the unit sphere; preview mesh %s",
+        "health: sdf at centre %+.3f, %.0f %% of the sphere's edge inside, %.0f %% of rays hit, "
+        "surface reaches %.2f of the unit sphere; preview mesh %s",
         *(center_sdf, 100 * edge_inside, 100 * hit_share, extent, path if extent else "none"),
     )
     if edge_inside > 0.6:
         warnings.append(
-            f"{100 * edge_inside:.0f} % of the unit sphere's edge lies inside the surface: inside-out, or the sphere is "
-            f"smaller than the object; look at {_REGION_KEYS}"
+            f"{100 * edge_inside:.0f} % of the unit sphere's edge lies inside the surface: inside-out, "
+            f"or the sphere is smaller than the object; look at {_REGION_KEYS}"
         )
     if hit_share < 0.01:
         warnings.append(
-            f"only {100 * hit_share:.1f} % of the training rays meet a surface: the cameras do not look at the unit "
-            f"sphere, or the masks are empty; look at {_REGION_KEYS}"
+            f"only {100 * hit_share:.1f} % of the training rays meet a surface: the cameras do not look at "
+            f"the unit sphere, or the masks are empty; look at {_REGION_KEYS}"
         )
     if 0 < extent < 0.1:
         warnings.append(
-            f"the surface fills only {extent:.2f} of the unit sphere: the sphere is far too large; look at {_REGION_KEYS}"
+            f"the surface fills only {extent:.2f} of the unit sphere: the sphere is far too large; "
+            f"look at {_REGION_KEYS}"
         )
     return warnings

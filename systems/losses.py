@@ -1,4 +1,7 @@
-"""Loss terms: pure functions from tensors to one unweighted scalar each. An empty input gives a zero with a gradient."""
+"""Loss terms: pure functions from tensors to one unweighted scalar each.
+
+An empty input gives a zero that belongs to the graph, so that a step without samples can be differentiated.
+"""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -40,12 +43,12 @@ def eikonal(gradient: Float[Tensor, "S 3"]) -> Float[Tensor, ""]:
 
 
 def mask_bce(opacity: Float[Tensor, " R"], mask: Float[Tensor, " R"]) -> Float[Tensor, ""]:
-    """Binary cross entropy between rendered opacity and mask; opacity is kept within [1e-3, 1 - 1e-3] (NeuS)."""
+    """Binary cross entropy between opacity, kept within [1e-3, 1 - 1e-3], and mask (NeuS)."""
     return _mean(_cross_entropy(opacity, mask))
 
 
 def opacity_entropy(opacity: Float[Tensor, " R"]) -> Float[Tensor, ""]:
-    """Binary entropy of the opacity: zero when every ray is either empty or opaque (instant-nsr-pl's ``opaque``)."""
+    """Binary entropy of the opacity: zero when every ray is empty or opaque (instant-nsr-pl's ``opaque``)."""
     return _mean(_cross_entropy(opacity, opacity.clamp(1e-3, 1 - 1e-3)))
 
 

@@ -15,7 +15,7 @@ from utils.types import Batch, Progress, RenderOutput
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weight of each term: a number, or a schedule of [fraction, value] pairs. A term with weight 0 is not computed."""
+    """Weight of each term: a number, or a schedule of [fraction, value] pairs; with 0 it is not computed."""
 
     rgb_l1: Any = 1.0
     rgb_l2: Any = 0.0
@@ -51,8 +51,8 @@ class NeuSSystemConfig:
     levels_end: float = 0.3
     """Fraction of training at which all levels are open."""
     background: Literal["random", "scene"] = "random"
-    """Colour behind masked objects in training: a new one every step, which forbids the surface to imitate it, or the
-    scene's own (dataset.background), which forgives masks that are too wide."""
+    """Colour behind masked objects in training: a new one every step, which forbids the surface to imitate
+    it, or the scene's own (dataset.background), which forgives masks that are too wide."""
 
     def __post_init__(self) -> None:
         for key in ("cos_anneal_end", "levels_end"):

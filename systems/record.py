@@ -1,8 +1,8 @@
 """What a run leaves behind: its folder, log, history, tensorboard and one line in the table of all runs.
 
-    outputs/<name>/<trial>/   config/parsed.yaml  command.txt  code/  ckpt/  save/  history.csv  log.txt
-    outputs/runs.csv          one line per run
-    outputs/tf-logs/<name>/<trial>/
+outputs/<name>/<trial>/   config/parsed.yaml  command.txt  code/  ckpt/  save/  history.csv  log.txt
+outputs/runs.csv          one line per run
+outputs/tf-logs/<name>/<trial>/
 """
 
 import csv
@@ -26,6 +26,10 @@ _RUN_COLUMNS = (
     *("name", "trial", "dataset", "scene", "frames", "losses", "steps", "minutes"),
     *("psnr", "psnr_masked", "ssim", "lpips", "chamfer", "folder"),
 )
+
+_handlers: list[
+    logging.Handler
+] = []  # of the present run; the log is the process's own, and others have theirs
 
 
 class Run:
@@ -63,7 +67,9 @@ class Run:
                 shutil.copytree(_PROJECT / room, folder / "code" / room, ignore=ignore)
             shutil.copy2(_PROJECT / "run.py", folder / "code")
         except OSError as error:
-            raise UserError(outputs_dir, f"cannot be written ({error})", "choose another --outputs_dir") from error
+            raise UserError(
+                outputs_dir, f"cannot be written ({error})", "choose another --outputs_dir"
+            ) from error
         run = cls(folder, outputs_dir, logs_dir)
         run.announce()
         return run
@@ -97,6 +103,7 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
+        """Folder of the newest checkpoints."""
         return self.folder / "ckpt"
 
     def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
@@ -165,9 +172,7 @@ class EarlyLog(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self._records: list[logging.LogRecord] = []
-        self.belongs_to_run = True
-        logging.getLogger().setLevel(logging.INFO)
-        logging.getLogger().addHandler(self)
+        _add_handler(self)
 
     def emit(self, record: logging.LogRecord) -> None:  # noqa: D102 - logging documents it
         self._records.append(record)
@@ -197,14 +202,22 @@ def _new_folder(parent: Path, trial: str) -> Path:
 
 def _log_to(path: Path) -> None:
     """Send the project's log to the terminal and to one file, instead of to an earlier run's."""
-    root = logging.getLogger()
-    root.setLevel(logging.INFO)
-    for handler in list(root.handlers):
-        if getattr(handler, "belongs_to_run", False):
-            root.removeHandler(handler)
-            handler.close()
+    release_log()
     formatter = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
     for handler in (logging.StreamHandler(), logging.FileHandler(path)):
         handler.setFormatter(formatter)
-        handler.belongs_to_run = True  # type: ignore[attr-defined]
-        root.addHandler(handler)
+        _add_handler(handler)
+
+
+def _add_handler(handler: logging.Handler) -> None:
+    logging.getLogger().setLevel(logging.INFO)
+    logging.getLogger().addHandler(handler)
+    _handlers.append(handler)
+
+
+def release_log() -> None:
+    """Take the present run's handlers off the log and close them; handlers of others stay."""
+    while _handlers:
+        handler = _handlers.pop()
+        logging.getLogger().removeHandler(handler)
+        handler.close()

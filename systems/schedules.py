@@ -1,7 +1,8 @@
 """Schedules: pure functions of how far training is, so that a resumed run has nothing to restore.
 
-A weight in a config is a number, or a list of ``[fraction, value]`` pairs, piecewise linear between them and constant before
-the first and after the last: ``[[0, 0.0], [0.3, 0.1]]`` rises from 0 to 0.1 over the first 30 % of training.
+A weight in a config is a number, or a list of ``[fraction, value]`` pairs, piecewise linear between them and
+constant before the first and after the last: ``[[0, 0.0], [0.3, 0.1]]`` rises from 0 to 0.1 over the first
+30 % of training.
 """
 
 import math
@@ -11,7 +12,7 @@ Schedule = float | int | Sequence[Sequence[float | int]]
 
 
 def check_schedule(key: str, schedule: object) -> None:
-    """Raise ``ValueError`` naming the dotted ``key`` unless ``schedule`` is a finite number or a list of pairs."""
+    """Raise ``ValueError`` naming the dotted ``key`` unless ``schedule`` is a number or a list of pairs."""
     if isinstance(schedule, (int, float)) and not isinstance(schedule, bool) and math.isfinite(schedule):
         return
     remedy = "must be a number or a list of [fraction, value] pairs with fractions rising within 0..1"
@@ -46,14 +47,17 @@ def value_at(schedule: Schedule, fraction: float) -> float:
     return float(before[1])
 
 
-def learning_rate_factor(step: int, fraction: float, warmup_steps: int, decay: str, final_ratio: float) -> float:
-    """Factor on the base learning rate: a linear warm-up in steps, then a decay over the fraction of training done.
+def learning_rate_factor(
+    step: int, fraction: float, warmup_steps: int, decay: str, final_ratio: float
+) -> float:
+    """Factor on the base learning rate: linear warm-up in steps, decay over the fraction of training done.
 
     Args:
         step: steps taken so far.
         fraction: of training done, 0..1.
         warmup_steps: the factor rises from 1 / warmup_steps to 1 over these; 0 for none.
-        decay: ``exponential`` (final_ratio ** fraction), ``cosine`` (half a cosine from 1 to final_ratio) or ``constant``.
+        decay: ``exponential`` (final_ratio ** fraction), ``cosine`` (half a cosine from 1 to final_ratio) or
+            ``constant``.
         final_ratio: what is left at the end.
     """
     warmup = min((step + 1) / warmup_steps, 1.0) if warmup_steps > 0 else 1.0

@@ -1,31 +1,30 @@
 """The training loop: it updates, and knows no method.
 
-One step reads from top to bottom in :meth:`Trainer.train_step`. The model renders, the system judges, the trainer updates.
-Everything that is state goes into the checkpoint; schedules are functions of the fraction done and need none.
+One step reads from top to bottom in :meth:`Trainer.train_step`. The model renders, the system
+judges, the trainer updates. Everything that is state goes into the checkpoint; schedules are
+functions of the fraction done and need none.
 """
 
 import logging
-import random
-import signal
-import sys
-import threading
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from models import Model
 from process_data.batches import RayBatches
 from systems import checkpoint
 from systems.evaluate import save_validation_picture
 from systems.health import check_health, check_learning
+from systems.meter import Meter, StepRecord
+from systems.random_state import global_random_state, set_global_random_state
 from systems.record import Run
 from systems.schedules import learning_rate_factor
+from systems.stop import StopRequest
 from utils.config import Config
 from utils.errors import TrainingError
 from utils.types import Batch, Scene
@@ -43,6 +42,10 @@ class OptimizerConfig:
     """Learning rate of the networks."""
     variance: float = 2e-3
     """Learning rate of v in inv_s = exp(10 v)."""
+    background: float = 2e-3
+    """Learning rate of all of the background field.
+
+    Well below the surface's, or it takes over what stands inside."""
     warmup_steps: int = 100
     """Linear warm-up."""
     decay: Literal["exponential", "cosine", "constant"] = "exponential"
@@ -53,7 +56,7 @@ class OptimizerConfig:
     """Largest norm of the gradient of each group; 0 leaves gradients as they are."""
 
     def __post_init__(self) -> None:
-        for key in ("grid", "networks", "variance", "clip_norm"):
+        for key in ("grid", "networks", "variance", "background", "clip_norm"):
             if not 0 <= getattr(self, key) <= 10:
                 raise ValueError(f"trainer.optimizer.{key}: must lie in 0..10, got {getattr(self, key)}")
         if not 0 < self.final_ratio <= 1:
@@ -67,7 +70,9 @@ class TrainerConfig:
     max_steps: int = 20000
     """Steps; the run ends here or at ``max_minutes``, whichever comes first."""
     max_minutes: float | None = None
-    """Minutes of training time, validation and checkpoints excluded. Schedules follow the fraction of either bound."""
+    """Minutes of training time, validation and checkpoints excluded.
+
+    Schedules follow the fraction of whichever bound is nearer."""
     samples_per_step: int = 2**15
     """Samples a step aims at; the number of rays follows."""
     initial_rays: int = 512
@@ -94,11 +99,14 @@ class TrainerConfig:
     strict: bool = False
     """True stops the run when one of these two checks fails; False only warns."""
     max_bad_steps: int = 20
-    """Non-finite steps in a row before training rolls back to the last checkpoint; three roll-backs end the run."""
+    """Non-finite steps in a row before a roll-back to the last checkpoint; three roll-backs end the run."""
 
     def __post_init__(self) -> None:
-        lowest = {"max_steps": 1, "samples_per_step": 1, "initial_rays": 1, "max_rays": 1, "occupancy_every": 1}
-        lowest |= {"log_every": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "val_every": 0, "max_bad_steps": 1}
+        positive = (
+            *("max_steps", "samples_per_step", "initial_rays", "max_rays", "occupancy_every"),
+            *("log_every", "checkpoint_every", "keep_checkpoints", "max_bad_steps"),
+        )
+        lowest = dict.fromkeys(positive, 1) | {"val_every": 0}
         for key, low in lowest.items():
             if getattr(self, key) < low:
                 raise ValueError(f"trainer.{key}: must be at least {low}, got {getattr(self, key)}")
@@ -108,24 +116,11 @@ class TrainerConfig:
             raise ValueError(f"trainer.max_minutes: must be above 0, got {self.max_minutes}")
 
 
-@dataclass(frozen=True)
-class StepRecord:
-    """What one step reports; tensors, so that nothing waits for the device until somebody looks."""
-
-    loss: Float[Tensor, ""]
-    terms: dict[str, Tensor]
-    psnr: Float[Tensor, ""]
-    finite: bool
-    num_rays: int
-    num_samples: int
-    num_marched: int
-
-
 class Trainer:
     """Trains a model on a scene and writes what a run leaves behind."""
 
     def __init__(
-        self, config: Config, scene: Scene, model: nn.Module, system: Any, run: Run, device: torch.device
+        self, config: Config, scene: Scene, model: Model, system: Any, run: Run, device: torch.device
     ) -> None:
         self.config: TrainerConfig = config.trainer
         self.full_config = config
@@ -136,8 +131,13 @@ class Trainer:
         self.generator = torch.Generator(device).manual_seed(config.seed + 1)
         optimizer = self.config.optimizer
         groups = [
-            {"params": parameters, "lr": getattr(optimizer, name), "base_lr": getattr(optimizer, name), "name": name}
-            for name, parameters in model.parameter_groups().items()  # type: ignore[operator]
+            {
+                "params": parameters,
+                "lr": getattr(optimizer, name),
+                "base_lr": getattr(optimizer, name),
+                "name": name,
+            }
+            for name, parameters in model.parameter_groups().items()
         ]
         self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15, fused=True)
         self.step = 0
@@ -162,7 +162,7 @@ class Trainer:
         batch = self.batches.draw(self.num_rays)
         background = self.system.background_color(self.scene.background_color, self.generator)
         batch = composite_masked(batch, background)
-        render = self.model.render(batch.rays, progress, background, self.generator)  # type: ignore[operator]
+        render = self.model.render(batch.rays, progress, background, self.generator)
         terms = self.system.loss_terms(render, batch, progress)
         loss = weighted_sum(terms, progress.loss_weights)
 
@@ -170,7 +170,7 @@ class Trainer:
         if not finite:
             self.handle_bad_step(terms, batch)
         if self.step % self.config.occupancy_every == 0:
-            self.model.update_occupancy(progress, self.generator)  # type: ignore[operator]
+            self.model.update_occupancy(progress, self.generator)
         record = StepRecord(
             loss.detach(),
             {name: term.detach() for name, term in terms.items()},
@@ -186,7 +186,9 @@ class Trainer:
     def update(self, loss: Float[Tensor, ""], fraction: float) -> bool:
         """Backward pass and optimiser step; a step whose loss or gradient is not finite changes nothing."""
         config = self.config.optimizer
-        factor = learning_rate_factor(self.step, fraction, config.warmup_steps, config.decay, config.final_ratio)
+        factor = learning_rate_factor(
+            self.step, fraction, config.warmup_steps, config.decay, config.final_ratio
+        )
         self.optimizer.zero_grad(set_to_none=True)
         if not loss.requires_grad:
             # No ray met anything and there is no background to learn: there is nothing to update.
@@ -245,8 +247,9 @@ class Trainer:
         """
         log.info("losses       %s", describe_losses(self.system, self.fraction_done()))
         self.run.write_split(self.scene)
-        meter = _Meter(self)
-        with meter, _StopRequest() as stop:
+        terms, config = self.system.terms, self.config
+        meter = Meter(self.run, self.model, terms, config.log_every, config.max_steps, self.train_seconds)
+        with meter, StopRequest() as stop:
             try:
                 if self.last_checkpoint is None:
                     self.last_checkpoint = self.save_checkpoint()
@@ -255,7 +258,7 @@ class Trainer:
                     record = self.train_step()
                     self.step += 1
                     self.train_seconds += time.perf_counter() - start
-                    meter.add(record)
+                    meter.add(record, self.step, self.train_seconds, self.fraction_done())
                     self._at_intervals(meter)
                     if stop.is_made:
                         raise KeyboardInterrupt
@@ -267,7 +270,7 @@ class Trainer:
         self.save_checkpoint()
         self._list_run()
 
-    def _at_intervals(self, meter: "_Meter") -> None:
+    def _at_intervals(self, meter: Meter) -> None:
         config, step = self.config, self.step
         # Amid bad steps the model itself may be broken, and a roll-back needs one that is not.
         if step % config.checkpoint_every == 0 and self.bad_steps == 0:
@@ -279,13 +282,17 @@ class Trainer:
             self._heed(check_health(self.scene, self.model, progress, self.run))
         if config.val_every and step % config.val_every == 0:
             progress = self.system.progress_at(self.fraction_done())
-            save_validation_picture(self.scene, self.model, progress, self.run, step, step // config.val_every)
+            save_validation_picture(
+                self.scene, self.model, progress, self.run, step, step // config.val_every
+            )
 
     def _heed(self, warnings: list[str]) -> None:
         for warning in warnings:
             log.warning("CHECK %s", warning)
         if warnings and self.config.strict:
-            raise TrainingError(f"step {self.step}", warnings[0], "or set trainer.strict=false to go on anyway")
+            raise TrainingError(
+                f"step {self.step}", warnings[0], "or set trainer.strict=false to go on anyway"
+            )
 
     def _list_run(self) -> None:
         weights = self.system.progress_at(self.fraction_done()).loss_weights
@@ -310,7 +317,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "batches": self.batches.state_dict(),
             "generator": self.generator.get_state(),
-            "random": _global_random_state(),
+            "random": global_random_state(),
             "fraction": self.fraction_done(),
             "train_seconds": self.train_seconds,
             "num_rays": self.num_rays,
@@ -343,11 +350,15 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["base_lr"] = rate
         self.step, self.train_seconds = state["step"], state["train_seconds"]
-        self.num_rays, self.bad_steps, self.rollbacks = state["num_rays"], state["bad_steps"], state["rollbacks"]
+        self.num_rays, self.bad_steps, self.rollbacks = (
+            state["num_rays"],
+            state["bad_steps"],
+            state["rollbacks"],
+        )
         if with_generators:
             self.batches.load_state_dict(state["batches"])
             self.generator.set_state(state["generator"])
-            _set_global_random_state(state["random"])
+            set_global_random_state(state["random"])
 
 
 def composite_masked(batch: Batch, background: Float[Tensor, "3"]) -> Batch:
@@ -364,7 +375,7 @@ def weighted_sum(terms: dict[str, Tensor], weights: Any) -> Float[Tensor, ""]:
 
 
 def next_num_rays(num_rays: int, num_samples: int, config: TrainerConfig) -> int:
-    """Rays for the next step: a tenth of the way from this step's number to the one that would have met the budget."""
+    """Rays for the next step: a tenth of the way from this step's to what would have met the budget."""
     wanted = num_rays * config.samples_per_step / num_samples if num_samples > 0 else config.max_rays
     return max(1, min(int(0.9 * num_rays + 0.1 * wanted), config.max_rays))
 
@@ -373,130 +384,3 @@ def describe_losses(system: Any, fraction: float) -> str:
     """One line: the terms and their weights now."""
     weights = system.progress_at(fraction).loss_weights
     return "  ".join(f"{name} {weight:g}" for name, weight in weights.items() if weight > 0)
-
-
-def _global_random_state() -> dict[str, Any]:
-    _, keys, position, has_gauss, gauss = np.random.get_state()
-    state = {
-        "python": random.getstate(),
-        "numpy": (torch.from_numpy(np.asarray(keys, dtype=np.int64)), int(position), int(has_gauss), float(gauss)),
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _set_global_random_state(state: dict[str, Any]) -> None:
-    version, internal, gauss_next = state["python"]
-    random.setstate((version, tuple(internal), gauss_next))
-    keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, gauss))
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-
-
-class _StopRequest:
-    """Ctrl-C and a scheduler's SIGTERM, kept until the step under way is done; a second one interrupts at once."""
-
-    _signals = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self) -> None:
-        self.is_made = False
-        self._previous: list[Any] = []
-
-    def __enter__(self) -> "_StopRequest":
-        # Only the main thread may set handlers; elsewhere a run is stopped by whoever started the thread.
-        if threading.current_thread() is threading.main_thread():
-            self._previous = [signal.signal(number, self._receive) for number in self._signals]
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in zip(self._signals, self._previous, strict=False):
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: object) -> None:
-        if self.is_made:
-            raise KeyboardInterrupt
-        self.is_made = True
-
-
-def _memory_gib() -> float:
-    """Largest memory of this process so far; on a GPU, of PyTorch's tensors there."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 2**30
-    if sys.platform == "win32":
-        return float("nan")
-    import resource  # absent on Windows
-
-    # Kilobytes on Linux, bytes on macOS.
-    unit = 2**30 if sys.platform == "darwin" else 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def _mean_psnr(records: list[StepRecord]) -> float:
-    return float(torch.stack([record.psnr for record in records]).mean())
-
-
-class _Meter:
-    """Progress bar, and running means of what is logged."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self.psnr = 0.0
-        self._records: list[StepRecord] = []
-        self._since = trainer.train_seconds
-        self._bar = tqdm(total=100.0, unit="%", bar_format="{percentage:3.0f}%|{bar:20}| {desc}", mininterval=1.0)
-
-    def __enter__(self) -> "_Meter":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.close()
-        self.trainer.run.close()
-
-    def recent_psnr(self) -> float:
-        """Mean over the steps since the last row, or over that row's right after it."""
-        return _mean_psnr(self._records) if self._records else self.psnr
-
-    def add(self, record: StepRecord) -> None:
-        """Take one step's record; every ``log_every`` steps write a row and refresh the bar."""
-        self._records.append(record)
-        trainer = self.trainer
-        if trainer.step % trainer.config.log_every != 0:
-            return
-        seconds = trainer.train_seconds - self._since
-        records, self._records, self._since = self._records, [], trainer.train_seconds
-        last = records[-1]
-        self.psnr = _mean_psnr(records)
-        rays_per_second = sum(record.num_rays for record in records) / max(seconds, 1e-9)
-        samples_per_second = sum(record.num_samples for record in records) / max(seconds, 1e-9)
-        inv_s = float(trainer.model.inv_s().detach())  # type: ignore[operator]
-        trainer.run.scalars(
-            trainer.step,
-            {
-                "minutes": trainer.train_seconds / 60,
-                "loss": float(last.loss),
-                "psnr": self.psnr,
-                **{name: float(last.terms.get(name, 0.0)) for name in trainer.system.terms},
-                "inv_s": inv_s,
-                "occupied": trainer.model.occupancy.share,  # type: ignore[union-attr]
-                "rays": last.num_rays,
-                "samples": last.num_samples,
-                "marched": last.num_marched,
-                "rays_per_second": rays_per_second,
-                "samples_per_second": samples_per_second,
-                "skipped": sum(not record.finite for record in records),
-            },
-        )
-        fraction = trainer.fraction_done()
-        left = trainer.train_seconds / max(fraction, 1e-9) * (1.0 - fraction)
-        self._bar.set_description_str(
-            f"step {trainer.step}/{trainer.config.max_steps}  loss {float(last.loss):.4f}  PSNR {self.psnr:.2f}  "
-            f"1/s {inv_s:.0f}  {rays_per_second / 1e3:.1f}k rays/s  {samples_per_second / 1e3:.0f}k samples/s  "
-            f"{_memory_gib():.1f} GiB  "
-            f"{left // 60:.0f}:{left % 60:02.0f} left",
-            refresh=False,
-        )
-        self._bar.update(100.0 * fraction - self._bar.n)

@@ -3,7 +3,7 @@
 An operation with a fast version keeps its implementations side by side in one folder, each with a function
 that says why it cannot run here (``None`` where it can). :func:`resolve_backend` turns a wish into a name. ::
 
-    resolve_backend("hash grid", "auto", {"cpu": cpu.available, "reference": reference.available}, device)
+    resolve_backend("compositing", "auto", {"cpu": check_of_cpu, "reference": check_of_reference}, device)
     -> ("cpu", "first choice on cpu")
 """
 
@@ -21,6 +21,18 @@ from utils.errors import BackendError
 
 Available = Callable[[], str | None]
 """``None`` where an implementation can run, else the reason why not and how to install it, in one line."""
+
+
+def available_on_cpu(device: torch.device) -> str | None:
+    """Check of the Numba versions: ``None`` where they can run on ``device``, else the reason and the remedy."""
+    if device.type == "cpu":
+        return None
+    return f"Numba kernels run on the CPU, this run uses {device.type}: use --device cpu"
+
+
+def available_anywhere(device: torch.device) -> None:
+    """Check of the plain PyTorch versions, which run on every device."""
+    del device
 
 
 def resolve_backend(
@@ -59,7 +71,9 @@ def resolve_backend(
         if reason is None:
             return (
                 name,
-                f"first choice on {device}" if not refused else f"the fastest that runs here; {'; '.join(refused)}",
+                f"first choice on {device}"
+                if not refused
+                else f"the fastest that runs here; {'; '.join(refused)}",
             )
         refused.append(f"{name} cannot run ({reason})")
     raise BackendError(where, f"nothing can run on {device} ({'; '.join(refused)})", "install one of these")

@@ -1,12 +1,15 @@
 """What a user can cause, each with one line that names the file or key and the remedy.
 
-``run.py`` turns every :class:`UserError` into that line on stderr and exit code 2; anything else is a bug (traceback,
-exit code 1). A caller's mistake inside the code base is a ``ValueError``, ours is an ``assert``.
+``run.py`` turns every :class:`UserError` into that line on stderr and exit code 2; anything else is a bug
+(traceback, exit code 1). A caller's mistake inside the code base is a ``ValueError``, ours is an ``assert``.
 """
 
 
 class UserError(Exception):
-    """Bad input. ``UserError("confs/x.yaml", "no such file", "check the path")`` prints ``where: what; remedy``.
+    """Bad input, as one line: ``where: what; remedy``.
+
+    ``UserError("confs/x.yaml", "no such file", "check the path")`` says
+    ``confs/x.yaml: no such file; check the path``.
 
     Args:
         where: the file, folder or dotted config key at fault.

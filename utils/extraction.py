@@ -71,7 +71,10 @@ def extract_surface(
     lattice = _Lattice(sdf, resolution, bound, 1.0 if clip_to_sphere else float("inf"), chunk, device)
     cells, coarse = _coarse_cells(lattice, lipschitz)
     logger.info(
-        "extracting the surface at %d^3: %s bricks near it, up to %.2f GiB", resolution, f"{len(cells):,}", len(cells) / 2**19
+        "extracting the surface at %d^3: %s bricks near it, up to %.2f GiB",
+        resolution,
+        f"{len(cells):,}",
+        len(cells) / 2**19,
     )
     bricks = _Bricks(len(coarse))
     for size in (8, 4, 2):

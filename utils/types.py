@@ -1,17 +1,19 @@
 """Everything that crosses rooms, on one page.
 
 Shape letters used throughout the project:
-    R rays · S packed samples (on rays) · P points · N images · H W pixels · L levels · C channels · V vertices · F faces
+    R rays · S packed samples (on rays) · P points · N images · H W pixels · L levels · C channels ·
+    V vertices · F faces
 
 Frames and conventions:
     *world*   the capture's own frame (DTU's millimetres, COLMAP's units).
-    *scene*   the training frame: the object of interest sits inside the unit sphere at the origin. ``world_from_scene``
-              (a similarity) leads back, and every export goes through it.
+    *scene*   the training frame: the object of interest sits inside the unit sphere at the origin.
+              ``world_from_scene`` (a similarity) leads back, and every export goes through it.
     *camera*  OpenCV axes: x right, y down, z forward. ``c2w`` maps camera to scene.
-    *pixels*  continuous image coordinates in which the top-left pixel covers [0, 1) x [0, 1), its centre is (0.5, 0.5).
+    *pixels*  continuous image coordinates: the top-left pixel covers [0, 1) x [0, 1), its centre is
+              (0.5, 0.5).
 
-The dataclasses are frozen and check their shapes when built (below a microsecond); under pytest every annotation is
-checked as well (jaxtyping + beartype). Absent is ``None``.
+The dataclasses are frozen and check their shapes when built (below a microsecond); under pytest every
+annotation is checked as well (jaxtyping + beartype). Absent is ``None``.
 """
 
 from collections.abc import Mapping
@@ -47,7 +49,7 @@ class Cameras:
 
 @dataclass(frozen=True)
 class ImageStack:
-    """N images of possibly different sizes in one flat buffer, so that a pixel of any image is one index away."""
+    """N images of any sizes in one flat buffer, so that a pixel of any image is one index away."""
 
     pixels: UInt8[Tensor, "total C"]
     """All images, row by row, one after another; 0..255."""
@@ -71,7 +73,7 @@ class ImageStack:
 
     @classmethod
     def from_images(cls, images: list[npt.NDArray[np.uint8]]) -> "ImageStack":
-        """Stack ``(H, W, C)`` arrays (all with the same C) into one buffer, releasing each as it is copied."""
+        """Stack ``(H, W, C)`` arrays of one C into one buffer, releasing each as it is copied."""
         size = torch.tensor([[image.shape[1], image.shape[0]] for image in images], dtype=torch.int64)
         counts = size.prod(dim=1)
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)[:-1]])
@@ -103,7 +105,7 @@ class TriangleMesh:
 
 @dataclass(frozen=True)
 class Scene:
-    """A capture, loaded: what every loader in ``process_data`` returns and all that training needs of the data."""
+    """A capture, loaded: what every loader in ``process_data`` returns and all that training needs."""
 
     name: str
     """Short name for tables, e.g. the last part of ``root_dir``."""
@@ -119,7 +121,7 @@ class Scene:
     world_from_scene: Float64[Tensor, "4 4"]
     """Similarity from scene to world: rotation times one positive scale, and a translation."""
     masks: ImageStack | None = None
-    """Foreground masks (C = 1, 255 = foreground), same sizes as ``images``; ``None`` when absent or not asked for."""
+    """Foreground masks (C = 1, 255 = foreground), sized as ``images``; ``None``: absent or not asked for."""
     background_color: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Plain colour (0..1) behind masked objects, in the pictures that are compared and shown."""
     reference_mesh: TriangleMesh | None = None
@@ -127,7 +129,11 @@ class Scene:
 
     def __post_init__(self) -> None:
         n = len(self.cameras)
-        assert len(self.images) == n and len(self.image_names) == n, (n, len(self.images), len(self.image_names))
+        assert len(self.images) == n and len(self.image_names) == n, (
+            n,
+            len(self.images),
+            len(self.image_names),
+        )
         assert self.masks is None or torch.equal(self.masks.size, self.images.size)
         assert torch.equal(self.cameras.size, self.images.size)
         assert not set(self.train_indices) & set(self.test_indices)
@@ -181,7 +187,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class RaySamples:
-    """S samples on R rays, packed: the samples of ray r are ``offsets[r]:offsets[r + 1]``, sorted by distance."""
+    """S samples on R rays, packed: those of ray r are ``offsets[r]:offsets[r + 1]``, sorted by distance."""
 
     t_starts: Float[Tensor, " S"]
     t_ends: Float[Tensor, " S"]
@@ -198,6 +204,7 @@ class RaySamples:
 
     @property
     def t_middle(self) -> Float[Tensor, " S"]:
+        """Distance of each sample's position along its ray."""
         return 0.5 * (self.t_starts + self.t_ends)
 
     def positions(self, rays: Rays) -> Float[Tensor, "S 3"]:
@@ -232,7 +239,7 @@ class RenderOutput:
 
 @dataclass(frozen=True)
 class Progress:
-    """Everything that depends on how far training is: a pure function of the fraction done, made once a step."""
+    """All that depends on how far training is: a pure function of the fraction done, made once a step."""
 
     fraction: float
     """0 at the start, 1 at the end."""

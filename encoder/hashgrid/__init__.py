@@ -1,7 +1,7 @@
-"""Multiresolution hash grid (Müller et al. 2022, "Instant Neural Graphics Primitives"): three versions, one function.
+"""Multiresolution hash grid (Müller et al. 2022, "Instant Neural Graphics Primitives"), in several versions.
 
-``reference.py`` is plain PyTorch, ``cpu.py`` Numba, ``cuda.py`` the place of the Triton kernels. A row of the encoding is
-the position divided by the grid's bound (3 numbers), then each level's F interpolated features.
+``reference.py`` is plain PyTorch, ``cpu.py`` Numba, ``cuda.py`` the place of the Triton kernels. A row of the
+encoding is the position divided by the grid's bound (3 numbers), then each level's F interpolated features.
 """
 
 import numpy as np
@@ -13,8 +13,17 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from encoder.hashgrid import cpu, cuda, reference
 from encoder.hashgrid.geometry import GridGeometry, HashGridConfig
+from utils.backend import available_anywhere, available_on_cpu
 
-__all__ = ["IMPLEMENTATIONS", "GridGeometry", "HashGrid", "HashGridConfig", "encode", "features_and_jacobian", "table_gradient"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "GridGeometry",
+    "HashGrid",
+    "HashGridConfig",
+    "encode",
+    "features_and_jacobian",
+    "table_gradient",
+]
 
 _NO_JACOBIAN = np.zeros((0, 3, 0), np.float32)
 _NO_ROWS = np.zeros((0, 3), np.float32)
@@ -25,7 +34,11 @@ def _array(tensor: Tensor) -> npt.NDArray[np.float32]:
 
 
 def _run_encode(
-    positions: Tensor, table: Tensor, geometry: GridGeometry, active_levels: float, jacobian: npt.NDArray[np.float32]
+    positions: Tensor,
+    table: Tensor,
+    geometry: GridGeometry,
+    active_levels: float,
+    jacobian: npt.NDArray[np.float32],
 ) -> Tensor:
     width = 3 + geometry.num_levels * table.shape[1]
     features = torch.empty(len(positions), width)
@@ -44,7 +57,10 @@ def _run_encode(
 
 
 def features_and_jacobian(
-    positions: Float[Tensor, "S 3"], table: Float[Tensor, "entries F"], geometry: GridGeometry, active_levels: float
+    positions: Float[Tensor, "S 3"],
+    table: Float[Tensor, "entries F"],
+    geometry: GridGeometry,
+    active_levels: float,
 ) -> tuple[Float[Tensor, "S W"], Float[Tensor, "S 3 W"]]:
     """Encode on the CPU together with d features / d position, outside of autograd.
 
@@ -64,7 +80,7 @@ def table_gradient(
     cotangent: Float[Tensor, "S W"] | None = None,
     direction: Float[Tensor, "S 3"] | None = None,
 ) -> Float[Tensor, "entries F"]:
-    """Gradient of ``<d_features, features> + sum_s <cotangent_s, J_s direction_s>`` with respect to the table (CPU)."""
+    """Table gradient of ``<d_features, features> + sum_s <cotangent_s, J_s direction_s>`` (CPU)."""
     d_table = torch.zeros(geometry.num_entries, features_per_level)
     cpu.table_gradient_kernel(
         _array(positions),
@@ -127,8 +143,8 @@ class _InputGradient(torch.autograd.Function):
         positions, table, cotangent, jacobian = ctx.saved_tensors
         d_positions = d_table = None
         if ctx.needs_input_grad[0]:
-            # The mixed second derivatives of the trilinear weights. Training never asks for them (positions are data), so
-            # the reference serves.
+            # The mixed second derivatives of the trilinear weights. Training never asks for them
+            # (positions are data), so the reference serves.
             with torch.enable_grad():
                 point = positions.detach().requires_grad_()
                 features = reference.encode(point, table.detach(), ctx.geometry, ctx.active_levels)
@@ -149,7 +165,7 @@ class _InputGradient(torch.autograd.Function):
 
 
 class _TableGradient(torch.autograd.Function):
-    """d_table = W(positions)^T d_features: the transpose of the encoding, hence its derivative is the encoding again."""
+    """d_table = W(positions)^T d_features: the encoding transposed, whose derivative is the encoding."""
 
     @staticmethod
     def forward(
@@ -174,14 +190,15 @@ class _TableGradient(torch.autograd.Function):
             cotangent = torch.cat([torch.zeros_like(d_features[:, :3]), d_features[:, 3:]], dim=1)
             d_positions = _InputGradient.apply(positions, dd_table, cotangent, *grid)
         encoded = _Encode.apply(positions, dd_table, *grid)
-        return d_positions, torch.cat([torch.zeros_like(encoded[:, :3]), encoded[:, 3:]], dim=1), None, None, None
+        d_features = torch.cat([torch.zeros_like(encoded[:, :3]), encoded[:, 3:]], dim=1)
+        return d_positions, d_features, None, None, None
 
 
 def _encode_cpu(positions: Tensor, table: Tensor, geometry: GridGeometry, active_levels: float) -> Tensor:
     return _Encode.apply(positions, table, geometry, active_levels)
 
 
-IMPLEMENTATIONS = {"cuda": cuda.available, "cpu": cpu.available, "reference": reference.available}
+IMPLEMENTATIONS = {"cuda": cuda.available, "cpu": available_on_cpu, "reference": available_anywhere}
 """In order of preference: name -> ``available(device)``, which returns ``None`` or the reason why not."""
 
 _ENCODE = {"cpu": _encode_cpu, "reference": reference.encode}
@@ -197,11 +214,11 @@ def encode(
     """Encode positions; differentiable twice with respect to positions and table.
 
     Args:
-        positions: in ``[-geometry.bound, geometry.bound]``; outside, features are those of the nearest face and their
-            derivative is zero.
+        positions: in ``[-geometry.bound, geometry.bound]``; outside, features are those of the
+            nearest face and their derivative is zero.
         table: all levels' entries. The CPU version takes float32 only.
-        active_levels: how many levels are open (coarse to fine), 0..L; a fractional part fades the next one in; closed
-            levels give zeros.
+        active_levels: how many levels are open (coarse to fine), 0..L; a fractional part fades
+            the next one in; closed levels give zeros.
         backend: a key of :data:`IMPLEMENTATIONS`.
 
     Returns:
@@ -210,7 +227,7 @@ def encode(
     Raises:
         ValueError: for an unknown backend, or a table that does not fit the geometry.
 
-    Source: Müller et al. 2022, equations 1-4; coarse-to-fine as in Neuralangelo (Li et al. 2023, section 3.3).
+    Source: Müller et al. 2022, equations 1-4; coarse to fine: Neuralangelo (Li et al. 2023, section 3.3).
     """
     if backend not in _ENCODE:
         raise ValueError(f"hash grid: backend must be one of {sorted(_ENCODE)}, got {backend!r}")
@@ -226,13 +243,15 @@ class HashGrid(nn.Module):
         super().__init__()
         self.geometry = GridGeometry.from_config(config, bound)
         self.backend = backend
-        # U(-1e-4, 1e-4): small enough for the sphere initialisation to hold, not zero so that levels can differ.
+        # U(-1e-4, 1e-4): small enough for the sphere initialisation to hold, not zero, so that levels can
+        # come to differ.
         table = torch.empty(self.geometry.num_entries, config.features_per_level).uniform_(-1e-4, 1e-4)
         self.table = nn.Parameter(table)
         self.width = 3 + config.num_levels * config.features_per_level
 
     @property
     def num_levels(self) -> int:
+        """L, coarse and fine together."""
         return self.geometry.num_levels
 
     def forward(self, positions: Float[Tensor, "S 3"], active_levels: float) -> Float[Tensor, "S W"]:

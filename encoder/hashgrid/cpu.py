@@ -3,18 +3,17 @@
 Memory layout (row-major, float32):
 
     table     (entries, F)        levels one after another, see GridGeometry.offsets
-    features  (S, W)              W = 3 + L * F: the position / bound, then level 0's F features, level 1's, ...
+    features  (S, W)              W = 3 + L * F: the position / bound, then each level's F features
     jacobian  (S, 3, W)           d features / d position; row d is contiguous, so contractions run over W
 
-Both passes loop over levels outside and samples inside, so that one level's table stays in the second-level cache while
-a block of samples reads it. In the table gradient each thread owns whole levels: no two threads write to one entry, so
-there are no atomics and the sum is always taken in the same order (bit-reproducible).
+Both passes loop over levels outside and samples inside, so that one level's table stays in the second-level
+cache while a block of samples reads it. In the table gradient each thread owns whole levels: no two threads
+write to one entry, so there are no atomics and the sum is always taken in the same order (bit-reproducible).
 """
 
 from typing import no_type_check
 
 import numpy as np
-import torch
 from numba import njit, prange
 
 from encoder.hashgrid.geometry import PRIME_Y, PRIME_Z
@@ -22,11 +21,6 @@ from encoder.hashgrid.geometry import PRIME_Y, PRIME_Z
 _BLOCK = 512
 _PRIME_Y = np.uint32(PRIME_Y)
 _PRIME_Z = np.uint32(PRIME_Z)
-
-
-def available(device: torch.device) -> str | None:
-    """``None`` when this version can run on ``device``, else the reason and the remedy."""
-    return None if device.type == "cpu" else f"Numba kernels run on the CPU, this run uses {device.type}: use --device cpu"
 
 
 @no_type_check
@@ -39,7 +33,7 @@ def _locate(position, bound, cells):
         unit = min(max(unit, np.float32(0.0)), np.float32(1.0))
         slope = np.float32(0.0)
     scaled = unit * cells
-    # The lower bound is for NaN, which converts to a negative number: features are NaN then, but memory is safe.
+    # The lower bound is for NaN, which converts to a negative number: features are NaN then, memory is safe.
     cell = max(min(np.int32(scaled), np.int32(cells) - np.int32(1)), np.int32(0))
     return cell, scaled - np.float32(cell), slope
 
@@ -50,7 +44,9 @@ def _corner_index(cx, cy, cz, vertices, dense, mask):
     """Entry of a grid vertex within its level: row-major when the level is dense, else the spatial hash."""
     if dense:
         return (np.int64(cz) * vertices + np.int64(cy)) * vertices + np.int64(cx)
-    return np.int64((np.uint32(cx) ^ (np.uint32(cy) * _PRIME_Y) ^ (np.uint32(cz) * _PRIME_Z)) & np.uint32(mask))
+    return np.int64(
+        (np.uint32(cx) ^ (np.uint32(cy) * _PRIME_Y) ^ (np.uint32(cz) * _PRIME_Z)) & np.uint32(mask)
+    )
 
 
 @no_type_check
@@ -58,8 +54,8 @@ def _corner_index(cx, cy, cz, vertices, dense, mask):
 def encode_kernel(positions, table, cells, offsets, masks, level_weights, bound, features, jacobian):
     """Fill all of ``features`` and, unless it has no rows, of ``jacobian``; both may come uninitialised.
 
-    ``cells`` (L) cells per axis; ``offsets`` (L) first entry; ``masks`` (L) table size - 1, or 0 for a dense level;
-    ``level_weights`` (L) in [0, 1] (coarse-to-fine).
+    ``cells`` (L) cells per axis; ``offsets`` (L) first entry; ``masks`` (L) table size - 1, or 0 for a dense
+    level; ``level_weights`` (L) in [0, 1] (coarse-to-fine).
     """
     num_samples = positions.shape[0]
     num_features = table.shape[1]
@@ -133,9 +129,10 @@ def table_gradient_kernel(
 ):
     """Add to ``d_table`` the gradient of ``<d_features, features> + sum_s <cotangent_s, J_s direction_s>``.
 
-    The second term is what a loss on the field's gradient asks for: with n = J^T g the field's gradient (g the cotangent
-    of the features) and dn its upstream gradient, the table receives g_k * (d w_corner / d position . dn). It is left
-    out when ``direction`` has no rows. ``d_features`` and ``cotangent`` are ``(S, W)``, ``direction`` is ``(S, 3)``.
+    The second term is what a loss on the field's gradient asks for: with n = J^T g the field's gradient
+    (g the cotangent of the features) and dn its upstream gradient, the table receives
+    g_k * (d w_corner / d position . dn). It is left out when ``direction`` has no rows. ``d_features`` and
+    ``cotangent`` are ``(S, W)``, ``direction`` is ``(S, 3)``.
     """
     num_samples = positions.shape[0]
     num_features = d_table.shape[1]
@@ -171,7 +168,9 @@ def table_gradient_kernel(
                 weight = level_weight * wx * wy * wz
                 # The corner weight's derivative along `direction`.
                 slope = level_weight * (
-                    (tx if ix else -tx) * wy * wz + (ty if iy else -ty) * wx * wz + (tz if iz else -tz) * wx * wy
+                    (tx if ix else -tx) * wy * wz
+                    + (ty if iy else -ty) * wx * wz
+                    + (tz if iz else -tz) * wx * wy
                 )
                 entry = offset + _corner_index(cx + ix, cy + iy, cz + iz, vertices, dense, mask)
                 for f in range(num_features):

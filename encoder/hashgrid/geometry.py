@@ -1,11 +1,12 @@
-"""Shape of a multiresolution hash grid (Müller et al. 2022, section 3): which entry belongs to which grid vertex."""
+"""Shape of a multiresolution hash grid (Müller et al. 2022, section 3): which entry is which vertex's."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-# Spatial hash of Teschner et al. 2003 with the primes of Müller et al. 2022, equation 4: x ^ (y * p_y) ^ (z * p_z).
+# Spatial hash of Teschner et al. 2003, x ^ (y * p_y) ^ (z * p_z), with the primes of Müller et al. 2022,
+# equation 4.
 PRIME_Y = 2654435761
 PRIME_Z = 805459861
 
@@ -19,8 +20,8 @@ class HashGridConfig:
     features_per_level: int = 2
     """Features stored per grid vertex (1..8)."""
     log2_table_size: int = 16
-    """A level keeps at most 2^this entries; finer levels share them by hashing. On a CPU 15..17: dense Adam walks
-    over all of them every step."""
+    """A level keeps at most 2^this entries; finer levels share them by hashing. On a CPU 15..17: dense
+    Adam walks over all of them every step."""
     base_resolution: int = 16
     """Cells per axis of the coarsest level."""
     max_resolution: int = 1024
@@ -53,23 +54,26 @@ class GridGeometry:
     offsets: npt.NDArray[np.int64]
     """``(L,)`` the level's first row in the table."""
     masks: npt.NDArray[np.int64]
-    """``(L,)`` 0 where every vertex has a row of its own (row-major, x fastest), else the hashed table's size - 1."""
+    """``(L,)`` 0 where every vertex has a row of its own (x fastest), else the hashed table's size - 1."""
     num_entries: int
     bound: float
     """Half the edge of the cube covered; positions outside are clamped to its faces."""
 
     @property
     def num_levels(self) -> int:
+        """L, coarse and fine together."""
         return len(self.cells)
 
     @classmethod
     def from_config(cls, config: HashGridConfig, bound: float) -> "GridGeometry":
-        """Lay out the levels: N_l = floor(N_min * b^l), b = (N_max / N_min)^(1 / (L - 1)) (equations 2 and 3)."""
+        """Lay out the levels: N_l = floor(N_min b^l), b = (N_max / N_min)^(1 / (L - 1)) (equations 2, 3)."""
         table_size = 2**config.log2_table_size
         steps = max(config.num_levels - 1, 1)
         growth = (config.max_resolution / config.base_resolution) ** (1.0 / steps)
         # The small number keeps N_max itself from being rounded down to N_max - 1.
-        cells = np.floor(config.base_resolution * growth ** np.arange(config.num_levels) + 1e-6).astype(np.int64)
+        cells = np.floor(config.base_resolution * growth ** np.arange(config.num_levels) + 1e-6).astype(
+            np.int64
+        )
         vertices = (cells + 1) ** 3
         is_dense = vertices <= table_size
         sizes = np.where(is_dense, vertices, table_size)
@@ -78,5 +82,5 @@ class GridGeometry:
         return cls(cells, offsets, masks, int(sizes.sum()), bound)
 
     def level_weights(self, active_levels: float) -> npt.NDArray[np.float32]:
-        """Weight of each level when ``active_levels`` are open: 1, then the fraction, then 0 (coarse to fine)."""
+        """Weight of each level when ``active_levels`` are open: 1, then the fraction, then 0."""
         return np.clip(active_levels - np.arange(self.num_levels), 0.0, 1.0).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The multiresolution hash grid in plain PyTorch: any dtype, any device, differentiable as often as one likes.
+"""The multiresolution hash grid in plain PyTorch: any dtype, any device, any number of derivatives.
 
 This is what the fast versions are tested against; it is kept short and is never optimised.
 """
@@ -11,9 +11,12 @@ from encoder.hashgrid.geometry import PRIME_Y, PRIME_Z, GridGeometry
 
 
 def encode(
-    positions: Float[Tensor, "S 3"], table: Float[Tensor, "entries F"], geometry: GridGeometry, active_levels: float
+    positions: Float[Tensor, "S 3"],
+    table: Float[Tensor, "entries F"],
+    geometry: GridGeometry,
+    active_levels: float,
 ) -> Float[Tensor, "S W"]:
-    """Position / bound, then every level's trilinearly interpolated features; see the package's ``encode``."""
+    """Position / bound, then each level's trilinearly interpolated features; see the package's ``encode``."""
     unit = ((positions / geometry.bound + 1) / 2).clamp(0, 1)
     encoded = [positions / geometry.bound]
     for level, level_weight in enumerate(geometry.level_weights(active_levels).tolist()):
@@ -28,15 +31,9 @@ def encode(
             if mask == 0:
                 entry = (z * (cells + 1) + y) * (cells + 1) + x
             else:
-                # The low bits are what the mask keeps, so 64-bit products serve as well as wrapped 32-bit ones.
+                # The mask keeps low bits only, so 64-bit products serve as well as wrapped 32-bit ones.
                 entry = (x ^ (y * PRIME_Y) ^ (z * PRIME_Z)) & mask
             weight = torch.where(step == 1, fraction, 1 - fraction).prod(dim=1)
             features = features + weight[:, None] * table[offset + entry]
         encoded.append(level_weight * features)
     return torch.cat(encoded, dim=1)
-
-
-def available(device: torch.device) -> str | None:
-    """Plain PyTorch runs on every device."""
-    del device
-    return None

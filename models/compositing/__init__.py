@@ -4,8 +4,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from models.compositing import cpu, reference
+from utils.backend import available_anywhere, available_on_cpu
 
-IMPLEMENTATIONS = {"cpu": cpu.available, "reference": reference.available}
+IMPLEMENTATIONS = {"cpu": available_on_cpu, "reference": available_anywhere}
 """In order of preference: name -> ``available(device)``, which returns ``None`` or the reason why not."""
 
 _MODULES = {"cpu": cpu, "reference": reference}
@@ -22,8 +23,8 @@ def render_weights(
         backend: a key of :data:`IMPLEMENTATIONS`.
 
     Returns:
-        Weights in [0, 1]; their sum along a ray is its opacity, at most 1. One ray with alpha 0.4, 0.8, 0.5 gives
-        0.4, 0.48, 0.06.
+        Weights in [0, 1]; their sum along a ray is its opacity, at most 1. One ray with
+        alpha 0.4, 0.8, 0.5 gives 0.4, 0.48, 0.06.
 
     Source: Max 1995; NeuS (Wang et al. 2021), equation 11.
     """
@@ -31,7 +32,10 @@ def render_weights(
 
 
 def accumulate(
-    weights: Float[Tensor, " S"], values: Float[Tensor, "S C"], offsets: Int64[Tensor, " R_plus_1"], backend: str
+    weights: Float[Tensor, " S"],
+    values: Float[Tensor, "S C"],
+    offsets: Int64[Tensor, " R_plus_1"],
+    backend: str,
 ) -> Float[Tensor, "R C"]:
     """Sum ``weights * values`` over the samples of each ray; a ray without samples gives zeros."""
     return _MODULES[backend].accumulate(weights, values, offsets)

@@ -1,4 +1,4 @@
-"""Packed alpha compositing on the CPU: one Numba thread walks whole rays, so sums are always taken in the same order."""
+"""Packed alpha compositing on the CPU: a Numba thread walks whole rays, so each sum's order is fixed."""
 
 from typing import no_type_check
 
@@ -6,11 +6,6 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
-
-
-def available(device: torch.device) -> str | None:
-    """``None`` when this version can run on ``device``, else the reason and the remedy."""
-    return None if device.type == "cpu" else f"Numba kernels run on the CPU, this run uses {device.type}: use --device cpu"
 
 
 @no_type_check
@@ -30,7 +25,8 @@ def _weights_kernel(alpha, offsets, weights, transmittance):
 def _weights_backward_kernel(alpha, transmittance, offsets, d_weights, d_alpha):
     """dL/da_i = T_i (dw_i - G_i), G_i = sum_{j > i} dw_j a_j prod_{i < k < j} (1 - a_k).
 
-    G runs backwards as G_{i-1} = dw_i a_i + (1 - a_i) G_i, which never divides by 1 - a: opaque samples are no special case.
+    G runs backwards as G_{i-1} = dw_i a_i + (1 - a_i) G_i, which never divides by 1 - a: opaque samples
+    are no special case.
     """
     for ray in prange(offsets.shape[0] - 1):
         behind = alpha.dtype.type(0.0)

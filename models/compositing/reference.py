@@ -4,12 +4,6 @@ import torch
 from torch import Tensor
 
 
-def available(device: torch.device) -> str | None:
-    """Plain PyTorch runs on every device."""
-    del device
-    return None
-
-
 def render_weights(alpha: Tensor, offsets: Tensor) -> Tensor:
     """See the package's ``render_weights``."""
     rays = []
@@ -22,6 +16,8 @@ def render_weights(alpha: Tensor, offsets: Tensor) -> Tensor:
 
 def accumulate(weights: Tensor, values: Tensor, offsets: Tensor) -> Tensor:
     """See the package's ``accumulate``."""
-    ray_indices = torch.repeat_interleave(torch.arange(len(offsets) - 1, device=offsets.device), offsets.diff())
+    ray_indices = torch.repeat_interleave(
+        torch.arange(len(offsets) - 1, device=offsets.device), offsets.diff()
+    )
     sums = torch.zeros(len(offsets) - 1, values.shape[1], dtype=values.dtype, device=values.device)
     return sums.index_add(0, ray_indices, weights[:, None] * values)

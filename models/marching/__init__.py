@@ -4,7 +4,8 @@
      |--x--x--x--|--.--.--|--x--x--|      x sample (cell occupied)   . empty cell, skipped
         <-> step
 
-A ray's lattice positions are t_k = near + (k + jitter) * step; a sample stands for [t_k - step / 2, t_k + step / 2).
+A ray's lattice positions are t_k = near + (k + jitter) * step; a sample stands for half a step on either
+side, [t_k - step / 2, t_k + step / 2).
 """
 
 import torch
@@ -12,9 +13,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from models.marching import cpu, reference
+from utils.backend import available_anywhere, available_on_cpu
 from utils.types import Rays, RaySamples
 
-IMPLEMENTATIONS = {"cpu": cpu.available, "reference": reference.available}
+IMPLEMENTATIONS = {"cpu": available_on_cpu, "reference": available_anywhere}
 """In order of preference: name -> ``available(device)``, which returns ``None`` or the reason why not."""
 
 _MODULES = {"cpu": cpu, "reference": reference}
@@ -43,8 +45,9 @@ def drop_hidden(
 ) -> RaySamples:
     """Keep the samples in front of which a ray still has more than ``threshold`` of its light.
 
-    The transmittance is estimated from the signed distances alone, with the slope along the ray taken from neighbouring
-    samples (clamped to [-1, 0]), so that neither gradients nor colours have to be computed for what cannot be seen.
+    The transmittance is estimated from the signed distances alone, with the slope along the ray
+    taken from neighbouring samples (clamped to [-1, 0]), so that neither gradients nor colours
+    have to be computed for what cannot be seen.
 
     Args:
         samples: as marched.

@@ -1,4 +1,4 @@
-"""Occupancy-grid ray marching on the CPU: Numba, whole rays per thread, into one row a ray and then packed."""
+"""Occupancy-grid ray marching on the CPU: Numba, whole rays per thread, one row a ray, packed afterwards."""
 
 import math
 from typing import no_type_check
@@ -9,15 +9,10 @@ from numba import njit, prange
 from torch import Tensor
 
 
-def available(device: torch.device) -> str | None:
-    """``None`` when this version can run on ``device``, else the reason and the remedy."""
-    return None if device.type == "cpu" else f"Numba kernels run on the CPU, this run uses {device.type}: use --device cpu"
-
-
 @no_type_check
 @njit(inline="always")
 def _cell(position, resolution):
-    """Cell along one axis of the grid over [-1, 1]; positions on or beyond a face count to the outermost cell."""
+    """Cell along one axis of the grid over [-1, 1]; what lies on or beyond a face counts to the outermost."""
     cell = np.int64(math.floor((position + np.float32(1.0)) * (np.float32(0.5) * resolution)))
     return min(max(cell, 0), resolution - 1)
 
@@ -43,8 +38,9 @@ def _march_kernel(origins, directions, near, far, occupied, step, jitter, found,
                 count += 1
                 k += 1
                 continue
-            # Distance to where the ray leaves this empty cell, then on to the next lattice position behind it. A tenth
-            # of a step is held back, so that rounding can only lead to one look-up too many, never to a skipped cell.
+            # Distance to where the ray leaves this empty cell, then on to the next lattice position
+            # behind it. A tenth of a step is held back, so that rounding can only lead to one
+            # look-up too many, never to a skipped cell.
             leave = np.float32(1e10)
             for axis in range(3):
                 direction = directions[ray, axis]
@@ -67,7 +63,13 @@ def _pack_kernel(found, offsets, middles, ray_indices):
 
 
 def march(
-    origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, occupied: Tensor, step: float, jitter: Tensor
+    origins: Tensor,
+    directions: Tensor,
+    near: Tensor,
+    far: Tensor,
+    occupied: Tensor,
+    step: float,
+    jitter: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See the package's ``march``."""
     longest = float((far - near).max()) if len(near) else 0.0
@@ -110,7 +112,9 @@ def _visible_kernel(sdf, middles, offsets, inv_s, step, threshold, keep):
             transmittance *= np.float32(1.0) - alpha
 
 
-def visible(sdf: Tensor, middles: Tensor, offsets: Tensor, inv_s: float, step: float, threshold: float) -> Tensor:
+def visible(
+    sdf: Tensor, middles: Tensor, offsets: Tensor, inv_s: float, step: float, threshold: float
+) -> Tensor:
     """See the package's ``visible``."""
     keep = torch.zeros(len(sdf), dtype=torch.bool)
     _visible_kernel(

@@ -1,4 +1,4 @@
-"""Occupancy-grid ray marching in plain PyTorch: every lattice position of every ray is looked up. Never optimised."""
+"""Occupancy-grid ray marching in plain PyTorch: every lattice position is looked up; never optimised."""
 
 import math
 
@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 
-def available(device: torch.device) -> str | None:
-    """Plain PyTorch runs on every device."""
-    del device
-    return None
-
-
 def march(
-    origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, occupied: Tensor, step: float, jitter: Tensor
+    origins: Tensor,
+    directions: Tensor,
+    near: Tensor,
+    far: Tensor,
+    occupied: Tensor,
+    step: float,
+    jitter: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See the package's ``march``."""
     resolution = occupied.shape[0]
@@ -29,7 +29,9 @@ def march(
     return middles[is_sample], ray_indices, offsets
 
 
-def visible(sdf: Tensor, middles: Tensor, offsets: Tensor, inv_s: float, step: float, threshold: float) -> Tensor:
+def visible(
+    sdf: Tensor, middles: Tensor, offsets: Tensor, inv_s: float, step: float, threshold: float
+) -> Tensor:
     """See the package's ``visible``."""
     keep = torch.zeros(len(sdf), dtype=torch.bool, device=sdf.device)
     for first, last in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):

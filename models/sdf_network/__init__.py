@@ -1,7 +1,8 @@
-"""The signed distance network on a hash grid: value and analytic gradient as one operation with several versions.
+"""The signed distance network on a hash grid: value and analytic gradient as one operation.
 
-The eikonal loss and the normal that colours a sample both differentiate d sdf / d position, so the gradient is an output like
-the value. ``reference.py`` lets autograd differentiate twice; ``cpu.py`` writes both sweeps out.
+The eikonal loss and the normal that colours a sample both differentiate d sdf / d position,
+so the gradient is an output like the value. ``reference.py`` lets autograd differentiate
+twice; ``cpu.py`` writes both sweeps out.
 """
 
 from collections.abc import Sequence
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from encoder.hashgrid import GridGeometry
 from models.sdf_network import cpu, reference
+from utils.backend import available_anywhere, available_on_cpu
 
-IMPLEMENTATIONS = {"cpu": cpu.available, "reference": reference.available}
+IMPLEMENTATIONS = {"cpu": available_on_cpu, "reference": available_anywhere}
 """In order of preference: name -> ``available(device)``, which returns ``None`` or the reason why not."""
 
 _MODULES = {"cpu": cpu, "reference": reference}
@@ -33,18 +35,22 @@ def sdf_with_gradient(
     Args:
         positions: scene positions.
         table, geometry, active_levels: the hash grid, see :func:`encoder.hashgrid.encode`.
-        weights, biases: of the linear layers, first to last, each ``(out, in)`` and ``(out,)``; softplus between them.
+        weights, biases: of the linear layers, first to last, ``(out, in)`` and ``(out,)``; softplus between.
         beta: sharpness of softplus(x) = log(1 + exp(beta x)) / beta; NeuS uses 100.
-        backend: a key of :data:`IMPLEMENTATIONS`. The CPU version is differentiable once (in table, weights and biases,
-            through both results), the reference any number of times (in the positions, too).
+        backend: a key of :data:`IMPLEMENTATIONS`. The CPU version is differentiable once (in table, weights
+            and biases, through both results), the reference any number of times (in the positions, too).
 
     Returns:
-        outputs ``(S, C)``: the last layer's outputs, the signed distance in column 0, then the encoding itself (a short way
-        for colours, which have finer detail than a small network hands on); and d sdf / d position ``(S, 3)``.
+        outputs ``(S, C)``: the last layer's outputs, the signed distance in column 0, then the
+        encoding itself (a short way for colours, which have finer detail than a small network
+        hands on); and d sdf / d position ``(S, 3)``.
 
-    Source: IDR (Yariv et al. 2020) for the network; the two sweeps are ordinary reverse-mode differentiation, see cpu.py.
+    Source: IDR (Yariv et al. 2020) for the network; the two sweeps are reverse-mode differentiation, see
+        cpu.py.
     """
-    return _MODULES[backend].sdf_with_gradient(positions, table, geometry, active_levels, weights, biases, beta)
+    return _MODULES[backend].sdf_with_gradient(
+        positions, table, geometry, active_levels, weights, biases, beta
+    )
 
 
 def sdf_only(

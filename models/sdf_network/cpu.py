@@ -1,19 +1,21 @@
-"""The SDF network on the CPU: value, analytic gradient and their joint backward pass, without autograd inside.
+"""The SDF network on the CPU: value, analytic gradient and their joint backward pass, no autograd inside.
 
 With h_0 the encoding, the network and its derivative are two sweeps over the same layers,
 
     value      z_l = W_l h_{l-1} + b_l     h_l = softplus(z_l)      o = W_o h_n + b_o     sdf = o_0
-    gradient   g_n = W_o[0]   u_l = g_l s_l   g_{l-1} = W_l^T u_l   n = J^T g_0           s_l = sigmoid(beta z_l)
+    gradient   g_n = W_o[0]   u_l = g_l s_l   g_{l-1} = W_l^T u_l   n = J^T g_0     s_l = sigmoid(beta z_l)
 
 and the backward pass walks both in the opposite order (do, dn are the upstream gradients):
 
     dg_0 = J dn     du_l = W_l dg_{l-1}     dW_l += u_l dg_{l-1}^T     dg_l = du_l s_l     dW_o[0] += dg_n
-    dh_n = W_o^T do     dz_l = dh_l s_l + du_l u_l beta (1 - s_l)     dW_l += dz_l h_{l-1}^T     dh_{l-1} = W_l^T dz_l
+    dh_n = W_o^T do     dz_l = dh_l s_l + du_l u_l beta (1 - s_l)
+    dW_l += dz_l h_{l-1}^T     dh_{l-1} = W_l^T dz_l
 
-(dh_0 also takes the upstream gradient of the encoding, which is handed on beside o.) The second summand of dz_l is the second derivative of softplus, s_l' = beta s_l (1 - s_l), times g_l du_l with g_l s_l = u_l.
-The table's gradient takes both ends, dh_0 and (g_0, dn), in one pass over the samples. Matrix products are PyTorch's;
-everything between two of them is one Numba kernel, because eager PyTorch spends 17 ms on a softplus of 32768 x 64 numbers
-that takes 1.5 ms here.
+(dh_0 also takes the upstream gradient of the encoding, which is handed on beside o.) The second summand of
+dz_l is the second derivative of softplus, s_l' = beta s_l (1 - s_l), times g_l du_l with g_l s_l = u_l. The
+table's gradient takes both ends, dh_0 and (g_0, dn), in one pass over the samples. Matrix products are
+PyTorch's; everything between two of them is one Numba kernel, because eager PyTorch spends 17 ms on a
+softplus of 32768 x 64 numbers that takes 1.5 ms here.
 """
 
 from collections.abc import Sequence
@@ -31,19 +33,14 @@ _BLOCK = 2048
 _LOG2_E = np.float32(1.4426950408889634)
 
 
-def available(device: torch.device) -> str | None:
-    """``None`` when this version can run on ``device``, else the reason and the remedy."""
-    return None if device.type == "cpu" else f"Numba kernels run on the CPU, this run uses {device.type}: use --device cpu"
-
-
 @no_type_check
 @njit(parallel=True, fastmath={"contract", "nsz", "arcp"}, error_model="numpy", cache=True)
 def _softplus_kernel(hidden, slope, beta):
-    """Replace z by softplus(z) = log(1 + exp(beta z)) / beta in ``hidden``; write sigmoid(beta z) to ``slope``.
+    """Replace z by softplus(z) = log(1 + exp(beta z)) / beta in ``hidden``; ``slope`` gets sigmoid(beta z).
 
-    Both come from e = exp(-beta |z|) in (0, 1], so nothing overflows. exp and log are polynomials because calls into the
-    mathematics library would keep the loops from being vectorised; absolute errors are below 2e-7 (softplus * beta) and
-    1e-6 (sigmoid).
+    Both come from e = exp(-beta |z|) in (0, 1], so nothing overflows. exp and log are polynomials because
+    calls into the mathematics library would keep the loops from being vectorised; absolute errors are below
+    2e-7 (softplus * beta) and 1e-6 (sigmoid).
     """
     flat_hidden = hidden.reshape(-1)
     flat_slope = slope.reshape(-1)
@@ -55,9 +52,9 @@ def _softplus_kernel(hidden, slope, beta):
         bits = np.empty(_BLOCK, np.int32)
         power = bits.view(np.float32)
         for i in range(size):
-            # exp(-beta |z|) = 2^k 2^f with integer k and 0 <= f < 1; 2^k is written into the exponent's bits.
-            # Below 2^-60 nothing changes in single precision, but products would become subnormal, which slows the
-            # processor down twentyfold.
+            # exp(-beta |z|) = 2^k 2^f with integer k and 0 <= f < 1; 2^k is written into the exponent's
+            # bits. Below 2^-60 nothing changes in single precision, but products would become subnormal,
+            # which slows the processor down twentyfold.
             exponent = max(-beta * _LOG2_E * abs(flat_hidden[first + i]), np.float32(-60.0))
             k = np.floor(exponent)
             f = exponent - k
@@ -142,7 +139,7 @@ def _softplus_layer(hidden: Tensor, weight: Tensor, bias: Tensor, beta: float) -
 
 
 class _SDFWithGradient(torch.autograd.Function):
-    """(positions, table, parameters) -> (outputs, gradient), first-order differentiable in table and parameters."""
+    """(positions, table, parameters) -> (outputs, gradient), differentiable once in table and parameters."""
 
     @staticmethod
     def forward(
@@ -182,7 +179,12 @@ class _SDFWithGradient(torch.autograd.Function):
     def backward(ctx, d_outputs, d_gradient):  # type: ignore[no-untyped-def]
         n = ctx.num_layers
         positions, jacobian, cotangent, *rest = ctx.saved_tensors
-        weights, hiddens, slopes, products = rest[: n + 1], rest[n + 1 : 2 * n + 2], rest[2 * n + 2 : 3 * n + 2], rest[-n:]
+        weights, hiddens, slopes, products = (
+            rest[: n + 1],
+            rest[n + 1 : 2 * n + 2],
+            rest[2 * n + 2 : 3 * n + 2],
+            rest[-n:],
+        )
         d_gradient, beta = d_gradient.contiguous(), np.float32(ctx.beta)
         num_outputs = len(weights[-1])
         d_outputs, d_features = d_outputs[:, :num_outputs].contiguous(), d_outputs[:, num_outputs:]
@@ -208,7 +210,13 @@ class _SDFWithGradient(torch.autograd.Function):
             d_hidden = d_z @ weights[layer]
         d_hidden += d_features
         d_table = table_gradient(
-            positions, ctx.geometry, ctx.active_levels, ctx.features_per_level, d_hidden, cotangent, d_gradient
+            positions,
+            ctx.geometry,
+            ctx.active_levels,
+            ctx.features_per_level,
+            d_hidden,
+            cotangent,
+            d_gradient,
         )
         interleaved = [tensor for pair in zip(d_weights, d_biases, strict=True) for tensor in pair]
         return None, d_table, None, None, None, *interleaved

@@ -1,4 +1,4 @@
-"""The SDF network in plain PyTorch: autograd twice. The ground the fast version is tested on; never optimised."""
+"""The SDF network in plain PyTorch, autograd twice: what the fast version is tested on; never optimised."""
 
 from collections.abc import Sequence
 
@@ -9,17 +9,11 @@ from encoder.hashgrid import GridGeometry
 from encoder.hashgrid import reference as hashgrid_reference
 
 
-def available(device: torch.device) -> str | None:
-    """Plain PyTorch runs on every device."""
-    del device
-    return None
-
-
 def _network(features: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], beta: float) -> Tensor:
     hidden = features
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-        # Beyond the threshold softplus is linear; e^-40 is below float64's resolution. The second derivative of
-        # logaddexp would be inf / inf in float32 from beta x = -88 on.
+        # Beyond the threshold softplus is linear; e^-40 is below float64's resolution. The second derivative
+        # of logaddexp would be inf / inf in float32 from beta x = -88 on.
         linear = torch.nn.functional.linear(hidden, weight, bias)
         hidden = torch.nn.functional.softplus(linear, beta=beta, threshold=40.0)
     return torch.nn.functional.linear(hidden, weights[-1], biases[-1])

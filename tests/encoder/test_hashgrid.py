@@ -9,9 +9,13 @@ from helpers_gradients import assert_same_gradient
 from torch import Tensor
 
 from encoder import HashGrid, HashGridConfig
-from encoder.hashgrid import GridGeometry, encode, features_and_jacobian, table_gradient
-from encoder.hashgrid import cpu as hashgrid_cpu
-from encoder.hashgrid import cuda as hashgrid_cuda
+from encoder.hashgrid import (
+    IMPLEMENTATIONS,
+    GridGeometry,
+    encode,
+    features_and_jacobian,
+    table_gradient,
+)
 
 SMALL = HashGridConfig(
     num_levels=4, features_per_level=2, log2_table_size=10, base_resolution=4, max_resolution=32
@@ -361,6 +365,9 @@ def test_config_out_of_range(change: dict[str, int], message: str) -> None:
 
 
 def test_versions_say_where_they_run() -> None:
-    assert hashgrid_cpu.available(torch.device("cpu")) is None
-    assert "--device cpu" in str(hashgrid_cpu.available(torch.device("cuda")))
-    assert "this run uses the cpu" in str(hashgrid_cuda.available(torch.device("cpu")))
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert list(IMPLEMENTATIONS) == ["cuda", "cpu", "reference"]
+    assert "this run uses the cpu" in str(IMPLEMENTATIONS["cuda"](cpu))
+    assert IMPLEMENTATIONS["cpu"](cpu) is None
+    assert "--device cpu" in str(IMPLEMENTATIONS["cpu"](cuda))
+    assert IMPLEMENTATIONS["reference"](cuda) is None

@@ -5,7 +5,7 @@ import torch
 from helpers_gradients import assert_same_gradient
 from torch import Tensor
 
-from models.compositing import accumulate, cpu, reference, render_weights
+from models.compositing import accumulate, render_weights
 
 
 @pytest.fixture(params=["reference", "cpu"])
@@ -171,9 +171,3 @@ def test_reference_has_the_derivatives_of_finite_differences() -> None:
 
     torch.autograd.gradcheck(function, (alpha, values))
     torch.autograd.gradgradcheck(function, (alpha, values))
-
-
-def test_versions_say_where_they_run() -> None:
-    assert cpu.available(torch.device("cpu")) is None
-    assert "--device cpu" in str(cpu.available(torch.device("cuda")))
-    assert reference.available(torch.device("cuda")) is None

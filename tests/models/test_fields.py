@@ -30,7 +30,7 @@ def test_untrained_network_is_a_sphere(hidden_layers: int, radius: float) -> Non
     positions = in_ball(4000)
     distance = positions.norm(dim=1)
     outputs, gradient = field(positions, 4.0)
-    # Further layers have finitely many random units, which leave waves of a few / sqrt(width) of the distance.
+    # Further layers have finitely many random units: waves of a few / sqrt(width) of the distance are left.
     difference = (outputs[:, 0] - (distance - radius)) / distance.clamp(min=0.2)
     assert difference.abs().mean() < 2.4 * math.sqrt(hidden_layers / 256)
     length = gradient.norm(dim=1)

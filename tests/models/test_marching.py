@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.marching import cpu, drop_hidden, march
+from models.marching import drop_hidden, march
 from utils.types import Rays, RaySamples
 
 
@@ -288,8 +288,3 @@ def test_dropping_from_nothing(backend: str) -> None:
     visible = drop_hidden(samples, torch.zeros(0), 100.0, 0.1, 1e-3, backend)
     assert len(visible) == 0
     assert visible.offsets.tolist() == [0, 0, 0]
-
-
-def test_versions_say_where_they_run() -> None:
-    assert cpu.available(torch.device("cpu")) is None
-    assert "--device cpu" in str(cpu.available(torch.device("cuda")))

@@ -90,11 +90,15 @@ def test_cameras_and_frames(capture: Capture) -> None:
     np.testing.assert_allclose(scene.world_from_scene, scale_mat())
 
 
-def test_scene_goes_back_to_the_world_as_the_files_say(capture: Capture) -> None:
-    scene = load_dtu(capture.config())
+@pytest.mark.parametrize("region_scale", [1.0, 1.5])
+def test_scene_goes_back_to_the_world_as_the_files_say(capture: Capture, region_scale: float) -> None:
+    scene = load_dtu(capture.config(region_scale=region_scale))
+    scale = np.cbrt(np.linalg.det(scene.world_from_scene[:3, :3].numpy()))
+    assert scale == pytest.approx(SCALE * region_scale)
     point = np.array([0.2, -0.3, 0.4, 1.0])
     for view in range(4):
-        in_camera = pose(view)[:, :3].T @ (point[:3] - pose(view)[:, 3])
+        c2w = scene.cameras.c2w[view].double().numpy()
+        in_camera = c2w[:, :3].T @ (point[:3] - c2w[:, 3])
         seen = scene.cameras.intrinsics[view].double().numpy() @ in_camera
         from_world = world_mat(view) @ scene.world_from_scene.numpy() @ point
         np.testing.assert_allclose(seen[:2] / seen[2], from_world[:2] / from_world[2] + 0.5, atol=1e-4)

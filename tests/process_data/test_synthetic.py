@@ -11,7 +11,6 @@ import torch
 import trimesh
 from scipy.spatial import KDTree
 
-from process_data import synthetic_render
 from process_data.cameras import rays_from_pixels
 from process_data.dtu import DTUConfig, load_dtu
 from process_data.synthetic import (

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from systems.record import release_log
+
 
 @pytest.fixture(autouse=True)
 def _no_log_of_earlier_runs() -> Iterator[None]:
@@ -12,7 +14,4 @@ def _no_log_of_earlier_runs() -> Iterator[None]:
     level = root.level
     yield
     root.setLevel(level)
-    for handler in list(root.handlers):
-        if getattr(handler, "belongs_to_run", False):
-            root.removeHandler(handler)
-            handler.close()
+    release_log()

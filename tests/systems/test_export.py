@@ -11,8 +11,8 @@ import trimesh
 from torch import Tensor
 
 from systems.export import ExportConfig, clean_surface, export_mesh
-from utils.extraction import extract_surface
 from utils.errors import ConfigError, ExportError
+from utils.extraction import extract_surface
 from utils.mesh import mesh_report, read_mesh
 from utils.types import Cameras, ImageStack, Scene, TriangleMesh
 

@@ -112,9 +112,7 @@ def test_mask_loss_without_masks_names_its_key() -> None:
     NeuSSystem(NeuSSystemConfig(loss=LossConfig(mask=[[0.0, 0.0], [1.0, 0.0]])), 4, has_masks=False)
 
 
-@pytest.mark.parametrize(
-    ("name", "color"), [("scene", [1.0, 0.5, 0.0]), ("random", None)]
-)
+@pytest.mark.parametrize(("name", "color"), [("scene", [1.0, 0.5, 0.0]), ("random", None)])
 def test_background_color(name: Any, color: list[float] | None) -> None:
     system = system_of(background=name)
     drawn = [

@@ -7,23 +7,17 @@ from typing import Any
 
 import torch
 
-from models import MODELS, build_model
-from process_data import DATASETS, load_scene
+from models import build_model
+from process_data import load_scene
+from run import sections
 from systems import SYSTEMS
-from systems.evaluate import TestConfig
-from systems.export import ExportConfig
 from systems.record import Run
-from systems.trainer import Trainer, TrainerConfig
+from systems.trainer import Trainer
 from utils.backend import seed_everything
 from utils.config import Config, load_config
 from utils.types import Scene
 
-SECTIONS: dict[str, Any] = {
-    **{"dataset": {name: both[0] for name, both in DATASETS.items()}},
-    **{"model": {name: both[0] for name, both in MODELS.items()}},
-    **{"system": {name: both[0] for name, both in SYSTEMS.items()}},
-    **{"trainer": TrainerConfig, "export": ExportConfig, "test": TestConfig},
-}
+SECTIONS = sections()
 CPU = torch.device("cpu")
 WITHOUT_MASKS = ("dataset.apply_mask=false", "system.loss.mask=0", "model.background.enabled=true")
 

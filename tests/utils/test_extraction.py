@@ -10,9 +10,9 @@ from scipy.spatial import cKDTree
 from skimage.measure import marching_cubes
 from torch import Tensor
 
-from systems import extraction
-from utils.extraction import extract_surface
+from utils import extraction
 from utils.errors import ExportError
+from utils.extraction import extract_surface
 from utils.marching_cubes import march_bricks, marching_table
 from utils.mesh import mesh_report
 from utils.types import TriangleMesh
