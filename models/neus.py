@@ -115,7 +115,8 @@ class NeuS(nn.Module):
     def step_size(self) -> float:
         """Marching step for the present sharpness, scene units."""
         step = self.config.step_per_width / float(self.inv_s().detach())
-        return min(max(step, self.config.min_step), self.config.max_step)
+        # In this order max() turns NaN into the shortest step, so that the trainer gets to see the bad step.
+        return min(max(self.config.min_step, step), self.config.max_step)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by their learning rate: ``grid``, ``networks``, ``variance`` and any ``background``."""

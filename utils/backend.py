@@ -24,7 +24,7 @@ Available = Callable[[], str | None]
 
 
 def available_on_cpu(device: torch.device) -> str | None:
-    """Check of the Numba versions: ``None`` where they can run on ``device``, else the reason and the remedy."""
+    """Check of the Numba versions: ``None`` where they run on ``device``, else the reason and the remedy."""
     if device.type == "cpu":
         return None
     return f"Numba kernels run on the CPU, this run uses {device.type}: use --device cpu"

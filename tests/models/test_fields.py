@@ -73,8 +73,13 @@ def test_grid_does_not_disturb_the_sphere() -> None:
 
 def test_geometry_features_differ() -> None:
     field = SDFField(SDFConfig(GRID, feature_width=7), "cpu")
-    outputs, gradient = field(in_ball(500), 4.0)
-    assert outputs.shape == (500, 8)
+    in_order = in_ball(500)
+    outputs, gradient = field(in_order, 4.0)
+    # The distance and seven features, then the encoding: the position and 2 features of each level.
+    assert outputs.shape == (500, field.output_width)
+    assert field.output_width == 8 + field.grid.width
+    torch.testing.assert_close(outputs[:, 8:], field.grid(in_order, 4.0))
+    outputs = outputs[:, :8]
     assert gradient.shape == (500, 3)
     correlation = torch.corrcoef(outputs.detach().t()) - torch.eye(8)
     assert correlation.abs().max() < 0.999

@@ -2,14 +2,15 @@
 
 import logging
 import math
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from encoder import HashGridConfig
-from models import build_model, neus
+from encoder import HashGridConfig, hashgrid
+from models import build_model, compositing, marching, neus, sdf_network
 from models.background import BackgroundConfig
 from models.fields import RadianceConfig, SDFConfig
 from models.neus import NeuS, NeuSConfig
@@ -191,14 +192,38 @@ def test_occupancy_follows_the_surface_and_does_not_change_the_picture() -> None
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     distance = torch.stack([x, y, z]).norm(dim=0)
     half_diagonal = math.sqrt(3) / size
-    # Presence falls to the threshold 0.01 at |sdf| = 6 / inv_s = 0.06; the network is off by up to 0.01.
-    far_away = (distance - 0.5).abs() > half_diagonal + 0.07
+    # Presence falls to the threshold 0.01 at |sdf| = 6 / inv_s = 0.06 and half a diagonal, half a diagonal
+    # from the cell's centre; the network is off by up to 0.01.
+    far_away = (distance - 0.5).abs() > 2 * half_diagonal + 0.07
     assert not occupied[far_away].any()
     assert occupied[(distance - 0.5).abs() < 0.2 / size].all()
     after = model.render(rays_along_z(spots), DONE, GREEN)
     assert after.num_marched < 0.4 * before.num_marched
     torch.testing.assert_close(after.opacity, before.opacity, atol=0.02, rtol=0)
     torch.testing.assert_close(after.rgb, before.rgb, atol=0.02, rtol=0)
+
+
+def test_a_density_thinner_than_a_cell_is_not_overlooked() -> None:
+    """At inv_s = 1e4 the density is a hundred times thinner than a cell, which is looked at in one point."""
+    model, size, draw = sphere_model(inv_s=1e4), 32, torch.Generator().manual_seed(0)
+    nodes = torch.linspace(-1, 1, size + 1)
+    z, y, x = torch.meshgrid(nodes, nodes, nodes, indexing="ij")
+    distance = (torch.stack([x, y, z]).norm(dim=0) - 0.5)[None, None]
+    highest = torch.nn.functional.max_pool3d(distance, 2, 1)[0, 0]
+    lowest = -torch.nn.functional.max_pool3d(-distance, 2, 1)[0, 0]
+    crossed = (lowest < 0) & (highest > 0)
+    assert crossed.sum() > 1000
+    model.update_occupancy(DONE, draw)
+    # Where the surface passes a cell's middle, every point of it is near enough; the network is a bit off.
+    near = torch.maximum(highest, -lowest) < math.sqrt(3) / size - 0.003
+    assert (crossed & near).sum() > 100
+    assert model.occupancy.occupied[crossed & near].all()
+    # Where it cuts off a corner the random point may lie too far away, though not again and again.
+    for _ in range(7):
+        model.update_occupancy(DONE, draw)
+    assert model.occupancy.occupied[crossed & near].all()
+    assert model.occupancy.occupied[crossed].float().mean() > 0.99
+    assert model.occupancy.share < 0.2
 
 
 def test_only_observable_cells_are_marched() -> None:
@@ -318,6 +343,9 @@ def test_sharpness_and_step() -> None:
     with torch.no_grad():
         model.variance.fill_(50.0)
     assert model.inv_s().item() == pytest.approx(1e6)
+    with torch.no_grad():
+        model.variance.fill_(math.nan)
+    assert model.step_size() == model.config.min_step
 
 
 def test_parameter_groups_hold_each_parameter_once() -> None:
@@ -327,10 +355,9 @@ def test_parameter_groups_hold_each_parameter_once() -> None:
     assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters())
     assert groups["variance"] == [model.variance]
     assert model.background is not None
-    assert {id(p) for p in groups["grid"]} == {
-        id(model.sdf_field.grid.table),
-        id(model.background.grid.table),
-    }
+    assert [id(p) for p in groups["grid"]] == [id(model.sdf_field.grid.table)]
+    assert [id(p) for p in groups["background"]] == [id(p) for p in model.background.parameters()]
+    assert "background" not in NeuS(small_config(), three_views(), "cpu").parameter_groups()
 
 
 def test_queries_agree_with_the_fields(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,6 +403,18 @@ def test_build_chooses_and_says_so(requested: str, expected: str, caplog: pytest
     lines = [record.getMessage() for record in caplog.records]
     for operation in ("hash grid", "sdf network", "ray marching", "compositing"):
         assert any(line.startswith(f"{operation}: backend {expected} (") for line in lines)
+
+
+@pytest.mark.parametrize("operation", [compositing, hashgrid, marching, sdf_network])
+def test_versions_say_where_they_run(operation: ModuleType) -> None:
+    checks = operation.IMPLEMENTATIONS
+    assert list(checks)[-2:] == ["cpu", "reference"]
+    for name, device, says in [
+        ("cpu", "cpu", "None"),
+        ("cpu", "cuda", "--device cpu"),
+        ("reference", "cuda", "None"),
+    ]:
+        assert says in str(checks[name](torch.device(device)))
 
 
 def test_build_refuses_unknown_and_unusable_backends() -> None:

@@ -16,6 +16,7 @@ from models.sdf_network import cpu, reference, sdf_only, sdf_with_gradient
 BETA = 100.0
 GRID = HashGridConfig(num_levels=3, log2_table_size=9, base_resolution=4, max_resolution=16)
 GEOMETRY = GridGeometry.from_config(GRID, bound=1.0)
+ENCODING_WIDTH = 3 + 3 * 2
 
 
 @pytest.fixture(params=["reference", "cpu"])
@@ -27,7 +28,7 @@ def random_network(
     hidden_layers: int, width: int = 16, outputs: int = 5
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Weights and biases whose pre-activations are a few 1 / beta wide, where softplus bends."""
-    widths = [3 + 3 * 2] + [width] * hidden_layers + [outputs]
+    widths = [ENCODING_WIDTH] + [width] * hidden_layers + [outputs]
     weights = [torch.randn(b, a) * math.sqrt(0.2 / a) for a, b in itertools.pairwise(widths)]
     return weights, [torch.randn(b) * 0.02 for b in widths[1:]]
 
@@ -140,7 +141,8 @@ def test_few_samples(backend: str, count: int) -> None:
     inputs = random_positions(count), random_table(), random_network(2), 3.0
     actual = value_and_derivatives(*inputs, backend, torch.float32)
     expected = value_and_derivatives(*inputs, "reference", torch.float64)
-    assert actual["outputs"].shape == (count, 5)
+    # Five outputs of the last layer, then the encoding.
+    assert actual["outputs"].shape == (count, 5 + ENCODING_WIDTH)
     assert actual["gradient"].shape == (count, 3)
     for name in expected:
         assert_same_gradient(actual[name], expected[name], tolerance=1e-4)

@@ -270,6 +270,16 @@ def test_bad_pictures_and_masks_are_named(capture: Capture) -> None:
         load_dtu(capture.config())
 
 
+def test_share_of_foreground_is_told(capture: Capture, caplog: pytest.LogCaptureFixture) -> None:
+    for share, path in zip((0, 10, 20, 30), sorted((capture.root / "mask").iterdir()), strict=True):
+        mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+        mask[:, : WIDTH * share // 100] = 255
+        Image.fromarray(mask).save(path)
+    with caplog.at_level(logging.INFO):
+        load_dtu(capture.config(apply_mask=True))
+    assert f"masks from {capture.root / 'mask'}: on average 15 % of a picture is foreground" in caplog.text
+
+
 @pytest.mark.parametrize("value", [0, 255])
 def test_masks_without_information(capture: Capture, value: int, caplog: pytest.LogCaptureFixture) -> None:
     paths = sorted((capture.root / "mask").iterdir())

@@ -76,6 +76,17 @@ def test_render_view_shapes_and_ranges(trained: Any) -> None:
     assert float(view.opacity[0, 0]) == 0.0
 
 
+def test_the_plain_colour_shows_where_the_surface_does_not(trained: Any) -> None:
+    scene, progress = tiny_scene(), final(tiny_config())
+    white, red = (
+        render_view(trained, scene.cameras, 0, progress, background_color=color)
+        for color in ((1.0, 1.0, 1.0), (1.0, 0.0, 0.0))
+    )
+    assert red.rgb[0, 0].tolist() == [1.0, 0.0, 0.0]
+    difference = (1.0 - white.opacity)[..., None] * torch.tensor([0.0, 1.0, 1.0])
+    torch.testing.assert_close(white.rgb - red.rgb, difference, atol=1e-6, rtol=0)
+
+
 def test_chunks_do_not_show(trained: Any) -> None:
     scene, progress = tiny_scene(), final(tiny_config())
     whole = render_view(trained, scene.cameras, 3, progress)
@@ -201,13 +212,13 @@ def test_validation_takes_held_out_views_in_turn(
     config, scene = tiny_config(), tiny_scene()
     run = new_run(config, tmp_path)
     with caplog.at_level(logging.INFO):
-        for step in (1000, 2000):
-            save_validation_picture(scene, trained, final(config), run, step)
+        for turn, step in enumerate((1000, 2000), start=1):
+            save_validation_picture(scene, trained, final(config), run, step, turn)
     names = sorted(path.name for path in (run.save / "val").iterdir())
     assert names == ["001000_000005.png", "002000_000000.png"]
     assert "held-out view 000005.png, PSNR " in caplog.text
     training_only = replace(scene, train_indices=tuple(range(10)), test_indices=())
-    save_validation_picture(training_only, trained, final(config), run, 3000)
+    save_validation_picture(training_only, trained, final(config), run, 3000, 3)
     assert "training view 000003.png, PSNR " in (run.folder / "log.txt").read_text()
 
 

@@ -132,6 +132,9 @@ def test_background_color(name: Any, color: list[float] | None) -> None:
         ("system.loss.eikonal=high", "system.loss.eikonal"),
         ("system.loss.rgb_l2=[[0.5,1],[0.2,0]]", "system.loss.rgb_l2"),
         ("system.loss.sparsity=[0.1]", "system.loss.sparsity"),
+        ("system.loss.eikonal=-0.1", "system.loss: a weight is negative"),
+        ("system.loss.sparsity=[[0,1],[1,-1]]", "system.loss: a weight is negative"),
+        ("system.loss={rgb_l1: 0, eikonal: 0, mask: 0}", "system.loss: all weights are 0"),
         ("system.cos_anneal_end=1.5", "system.cos_anneal_end"),
         ("system.levels_end=-0.1", "system.levels_end"),
         ("system.initial_levels=-1", "system.initial_levels"),
@@ -153,6 +156,12 @@ def test_config_errors_name_their_key(override: str, key: str) -> None:
         tiny_config(override)
     assert str(caught.value).startswith(key)
     assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_zero_for_a_while_are_fine() -> None:
+    LossConfig(rgb_l1=[[0.5, 0.0], [1.0, 1.0]], eikonal=0.0)
+    with pytest.raises(ValueError, match="all weights are 0"):
+        LossConfig(rgb_l1=[[0.0, 0.0], [1.0, 0.0]], eikonal=0.0)
 
 
 def test_schedules_come_through_the_config() -> None:

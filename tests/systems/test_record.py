@@ -2,12 +2,13 @@
 
 import csv
 import datetime
+import json
 import logging
 import re
 from pathlib import Path
 
 import pytest
-from tiny import SECTIONS, history, new_run, tiny_config
+from tiny import SECTIONS, history, new_run, tiny_config, tiny_scene
 
 from systems.record import Run
 from utils.config import load_config
@@ -122,6 +123,17 @@ def test_a_reopened_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert (run.folder / "log.txt").read_text().count("run folder") == 2
 
 
+def test_the_split_names_the_views_of_both_kinds(tmp_path: Path) -> None:
+    run = new_run(tiny_config(), tmp_path)
+    run.write_split(tiny_scene())
+    names = [f"{view:06d}.png" for view in range(10)]
+    held_out = ["000000.png", "000005.png"]
+    assert json.loads((run.save / "split.json").read_text()) == {
+        "train": [name for name in names if name not in held_out],
+        "held-out": held_out,
+    }
+
+
 def test_forgetting_without_a_history(tmp_path: Path) -> None:
     run = new_run(tiny_config(), tmp_path)
     run.forget_after(5)
@@ -140,4 +152,4 @@ def test_one_line_per_run_in_the_table(tmp_path: Path) -> None:
     assert [rows[0][key] for key in ("dataset", "steps", "psnr", "ssim")] == ["synthetic", "200", "31.25", ""]
     assert rows[1]["losses"] == "rgb_l1:on, mask:off"
     assert "unknown" not in rows[0]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs.csv", "tiny"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs.csv", "tf-logs", "tiny"]

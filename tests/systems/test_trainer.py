@@ -25,17 +25,21 @@ from systems.trainer import composite_masked, describe_losses, next_num_rays
 # Interruptions
 
 
-@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
-def test_an_interrupted_run_saves_and_can_go_on(tmp_path: Path, how: str) -> None:
-    number = signal.SIGINT if how == "Ctrl-C" else signal.SIGTERM
+@pytest.mark.parametrize(
+    ("numbers", "saved"),
+    [([signal.SIGINT], 8), ([signal.SIGTERM], 8), ([signal.SIGTERM, signal.SIGINT], 7)],
+    ids=["Ctrl-C", "SIGTERM", "both"],
+)
+def test_an_interrupted_run_saves_and_can_go_on(tmp_path: Path, numbers: list[int], saved: int) -> None:
+    """A first signal during step 7 lets it finish, so that 8 are done; a second one does not."""
     handlers = [signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)]
     training = new_trainer(tmp_path, "trainer.max_steps=12")
-    before_step(training, 7, lambda: os.kill(os.getpid(), number))
+    before_step(training, 7, lambda: [os.kill(os.getpid(), number) for number in numbers])
     with pytest.raises(KeyboardInterrupt):
         training.train()
     assert [signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)] == handlers
-    assert checkpoint.load(training.run.checkpoints / "last.pth")["step"] == training.step == 7
-    assert "interrupted at step 7" in (training.run.folder / "log.txt").read_text()
+    assert checkpoint.load(training.run.checkpoints / "last.pth")["step"] == training.step == saved
+    assert f"interrupted at step {saved}" in (training.run.folder / "log.txt").read_text()
     resumed = resumed_trainer(training, "trainer.max_steps=12")
     resumed.train()
     assert history(resumed.run)["step"] == [str(step) for step in range(1, 13)]

@@ -33,9 +33,16 @@ def test_auto_takes_the_first_that_runs_and_says_why() -> None:
     choices = {"cuda": no_gpu, "fast": not_built, "cpu": works, "reference": works}
     name, why = backend.resolve_backend("hash grid", "auto", choices, CPU)
     assert name == "cpu"
-    assert why == (
-        "on cpu, as cuda cannot run (needs a GPU); fast cannot run (not installed: pip install fast)"
-    )
+    reasons = "cuda cannot run (needs a GPU); fast cannot run (not installed: pip install fast)"
+    assert why == f"the fastest that runs here; {reasons}"
+
+
+def test_checks_of_numba_and_of_plain_pytorch() -> None:
+    gpu = torch.device("cuda")
+    assert backend.available_on_cpu(CPU) is backend.available_anywhere(CPU) is None
+    assert backend.available_anywhere(gpu) is None
+    line = "Numba kernels run on the CPU, this run uses cuda: use --device cpu"
+    assert backend.available_on_cpu(gpu) == line
 
 
 def test_named_implementation_is_taken_at_its_word() -> None:

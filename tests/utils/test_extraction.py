@@ -1,6 +1,7 @@
 """Surface extraction: no seams, no holes, nothing lost, bounded work, clear failures."""
 
 import logging
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -207,6 +208,24 @@ def test_clipping_cuts_cleanly_at_the_unit_sphere(caplog: pytest.LogCaptureFixtu
     # The whole plane faces up.
     a, b, c = (whole.vertices[whole.faces[:, i]] for i in range(3))
     assert (np.cross(b - a, c - a)[:, 2] > 0).all()
+
+
+def test_the_work_is_announced_before_most_of_it_is_done(caplog: pytest.LogCaptureFixture):
+    asked = {False: 0, True: 0}
+
+    def field(positions: Tensor) -> Tensor:
+        asked["bricks near it" in caplog.text] += len(positions)
+        return sphere(positions)
+
+    with caplog.at_level(logging.INFO, "utils.extraction"):
+        mesh = extract_surface(field, 200)
+    announcement = caplog.records[0].getMessage()
+    pattern = r"extracting the surface at 200\^3: ([\d,]+) bricks near it, up to \d+\.\d\d GiB"
+    found = re.fullmatch(pattern, announcement)
+    assert found, announcement
+    # A brick has 8 voxels a side, so a flat piece of surface in it has about 64 quads: the estimate is above.
+    assert 0.1 < len(mesh.faces) / (128 * int(found[1].replace(",", ""))) < 1
+    assert 0 < asked[False] < 0.1 * asked[True]
 
 
 def test_box_of_another_size():
