@@ -89,8 +89,11 @@ def execute(args: argparse.Namespace, argv: list[str]) -> None:
             evaluate.test(settings, scene, model, progress, run, step)
         else:
             export.export_mesh(settings, scene, model.frozen_at(progress), run, step)
-    next_step = "--test" if args.train and not args.test else "--eval MESH --gt MESH"
-    print(f"everything is in {run.folder}; next: python run.py {next_step} --resume {last}")
+    is_trained_only = not (args.test or args.mesh)
+    next_step = (
+        f"--test --resume {last}" if is_trained_only else f"--mesh --resume {last} export.resolution=1024"
+    )
+    print(f"everything is in {run.folder}; next: python run.py {next_step}")
 
 
 def main(argv: list[str]) -> int:

@@ -19,7 +19,9 @@ from models.marching import drop_hidden, march
 from models.occupancy import OccupancyConfig, OccupancyGrid, observable_cells
 from utils.types import Progress, Rays, RaySamples, RenderOutput, Scene
 
-_CHUNK = 2**17  # positions per evaluation outside of training; 128 bytes of encoding each
+_CHUNK = (
+    2**14
+)  # positions per evaluation outside of training, so that what passes between layers stays in the cache
 
 
 @dataclass(frozen=True)
