@@ -5,8 +5,9 @@ The reference starts from the fast one's checkpointed weights and ray budget, so
 
     python benchmarks/throughput.py [--samples 32768] [--rounds 5] [key=value ...]
 
-Samples are counted once they are trained on. By default a step also evaluates the distance of those it then drops as hidden,
-two to three times as many; model.min_transmittance=0 trains on all that are marched and shows the engine alone.
+Samples are counted once they are trained on. By default a step also evaluates the distance of those it then
+drops as hidden, two to three times as many; model.min_transmittance=0 trains on all that are marched, which
+shows the engine alone.
 """
 
 import argparse

@@ -19,9 +19,8 @@ from models.marching import drop_hidden, march
 from models.occupancy import OccupancyConfig, OccupancyGrid, observable_cells
 from utils.types import Progress, Rays, RaySamples, RenderOutput, Scene
 
-_CHUNK = (
-    2**14
-)  # positions per evaluation outside of training, so that what passes between layers stays in the cache
+_CHUNK = 2**14
+"""Positions per evaluation outside of training: few, so that intermediate values stay in the cache."""
 
 
 @dataclass(frozen=True)
