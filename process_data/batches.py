@@ -140,14 +140,7 @@ def full_image(scene: Scene, index: int, device: torch.device | str = "cpu") -> 
         index: the view, 0..N-1.
         device: where the batch is put.
     """
-    rays = image_rays(scene.cameras, index)
+    rays = image_rays(scene.cameras, index).to(device)
     rgb: Float[Tensor, "R 3"] = scene.images.image(index).reshape(-1, 3).float() / 255.0
     mask = None if scene.masks is None else scene.masks.image(index).reshape(-1).float() / 255.0
-    moved = type(rays)(
-        rays.origins.to(device),
-        rays.directions.to(device),
-        rays.near.to(device),
-        rays.far.to(device),
-        rays.camera_indices.to(device),
-    )
-    return Batch(moved, rgb.to(device), None if mask is None else mask.to(device))
+    return Batch(rays, rgb.to(device), None if mask is None else mask.to(device))

@@ -23,7 +23,7 @@ from systems.record import Run
 from utils.config import Config
 from utils.images import depth_to_rgb, normal_to_rgb, panel, to_uint8, write_png
 from utils.metrics import lpips_missing, lpips_or_none, psnr, ssim
-from utils.types import Cameras, Progress, Rays, Scene
+from utils.types import Cameras, Progress, Scene
 from utils.video import write_video
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def render_view(
     """
     width, height = grid_size(cameras, index, scale)
     device = model.variance.device
-    rays = _to(image_rays(cameras, index, scale), device)
+    rays = image_rays(cameras, index, scale).to(device)
     background = torch.tensor(background_color, device=device)
     parts: list[Tensor] = []
     start = 0
@@ -96,12 +96,6 @@ def render_view(
         start += rays_per_chunk
     pixels = torch.cat(parts).view(height, width, 8)
     return ViewRender(pixels[..., :3], pixels[..., 3], pixels[..., 4], pixels[..., 5:])
-
-
-def _to(rays: Rays, device: torch.device) -> Rays:
-    return Rays(
-        *(t.to(device) for t in (rays.origins, rays.directions, rays.near, rays.far, rays.camera_indices))
-    )
 
 
 def view_panel(view: ViewRender, target: Float[Tensor, "H W 3"], c2w: Float[Tensor, "3 4"]) -> Picture:

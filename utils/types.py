@@ -160,6 +160,16 @@ class Rays:
     def __len__(self) -> int:
         return self.origins.shape[0]
 
+    def to(self, device: torch.device | str) -> "Rays":
+        """The same rays on another device."""
+        return Rays(
+            self.origins.to(device),
+            self.directions.to(device),
+            self.near.to(device),
+            self.far.to(device),
+            self.camera_indices.to(device),
+        )
+
     def __getitem__(self, chosen: slice) -> "Rays":
         return Rays(
             self.origins[chosen],
