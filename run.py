@@ -41,13 +41,8 @@ def sections() -> dict[str, Any]:
     }
 
 
-def execute(args: argparse.Namespace, argv: list[str]) -> None:
-    """Build scene, model and run from the config, and do what was asked for."""
-    # These imports take seconds, which --help and a mistyped option need not wait for.
-    from models import build_model
-    from process_data import load_scene
-    from systems import SYSTEMS, checkpoint, evaluate, export, record, trainer
-    from utils import backend
+def load_settings(args: argparse.Namespace) -> tuple[Any, Path | None]:
+    """The config, from a file or from the run that a checkpoint belongs to, and that checkpoint if any."""
     from utils.config import load_config
 
     ckpt = None if args.resume in (None, "latest") else Path(args.resume).absolute()
@@ -55,9 +50,18 @@ def execute(args: argparse.Namespace, argv: list[str]) -> None:
         raise CheckpointError(args.resume, "no such checkpoint", "give e.g. outputs/NAME/TRIAL/ckpt/last.pth")
     source = args.config or Path(args.resume).absolute().parent.parent / "config" / "parsed.yaml"
     settings = load_config(source, args.overrides, sections())
-    if args.resume == "latest":
-        ckpt = latest_checkpoint(args.outputs_dir / settings.name)
+    return settings, latest_checkpoint(args.outputs_dir / settings.name) if args.resume == "latest" else ckpt
 
+
+def execute(args: argparse.Namespace, argv: list[str]) -> None:
+    """Build scene, model and run from the config, and do what was asked for."""
+    # These imports take seconds, which --help and a mistyped option need not wait for.
+    from models import build_model
+    from process_data import load_scene
+    from systems import SYSTEMS, checkpoint, evaluate, export, record, trainer
+    from utils import backend
+
+    settings, ckpt = load_settings(args)
     early = record.EarlyLog()
     device = backend.resolve_device(args.device)
     backend.set_cpu_threads()
@@ -96,16 +100,48 @@ def execute(args: argparse.Namespace, argv: list[str]) -> None:
     print(f"everything is in {run.folder}; next: python run.py {next_step}")
 
 
+def look_at_data(args: argparse.Namespace) -> None:
+    """Commands about the capture alone: place photos, draw a capture, write it in another format."""
+    from process_data import load_scene
+    from systems import record
+
+    record.log_to(None)
+    if args.prepare is not None:
+        from process_data.prepare import prepare
+
+        prepare(args.prepare, args.out, args.overrides)
+        return
+    settings, _ = load_settings(args)
+    scene = load_scene(settings.dataset)
+    if args.convert is not None:
+        from process_data.writers import write_capture
+
+        written = write_capture(scene, args.out, args.convert)
+        print(f"wrote {len(written)} files to {args.out.absolute()}")
+        return
+    from process_data.inspection import inspect_scene
+
+    for path in inspect_scene(scene, args.out or args.outputs_dir / settings.name / "inspect"):
+        print(f"wrote {path}")
+    print(f"next: python run.py --config {args.config or args.resume} --train {' '.join(args.overrides)}")
+
+
 def main(argv: list[str]) -> int:
     """Run one command and return its exit code."""
     args = parse(argv)
     try:
-        if args.eval is None:
-            execute(args, argv)
-        else:
+        if args.eval is not None:
             from utils.metrics import evaluate_meshes
 
             print(json.dumps(evaluate_meshes(args.eval, args.gt), indent=2))
+        elif args.doctor:
+            from utils.doctor import doctor
+
+            print(doctor())
+        elif args.prepare or args.convert or args.inspect:
+            look_at_data(args)
+        else:
+            execute(args, argv)
     except UserError as error:
         print(f"run.py: {error}", file=sys.stderr)
         return 2

@@ -17,6 +17,7 @@ from models.compositing import accumulate, render_weights
 from models.fields import RadianceConfig, RadianceField, SDFConfig, SDFField
 from models.marching import drop_hidden, march
 from models.occupancy import OccupancyConfig, OccupancyGrid, observable_cells
+from utils.errors import ConfigError
 from utils.types import Progress, Rays, RaySamples, RenderOutput, Scene
 
 _CHUNK = 2**14
@@ -95,6 +96,12 @@ class NeuS(nn.Module):
 
     def __init__(self, config: NeuSConfig, scene: Scene, backend: str) -> None:
         super().__init__()
+        if config.background.enabled and scene.cameras.ndc is not None:
+            raise ConfigError(
+                "model.background.enabled",
+                "nothing lies behind a scene that dataset.ndc brings in from infinity",
+                "set one of the two to false",
+            )
         self.config = config
         self.backend = backend
         self.sdf_field = SDFField(config.sdf, backend)
@@ -209,7 +216,7 @@ class NeuS(nn.Module):
             density = torch.sigmoid(distance * self.inv_s().detach())
             return 4.0 * density * (1.0 - density)
 
-        self.occupancy.update(presence, generator)
+        self.occupancy.update(presence, generator, progress.fraction)
 
     def frozen_at(self, progress: Progress) -> "FrozenSurface":
         """The surface as it is at this progress, ready to be asked without naming it again."""

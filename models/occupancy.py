@@ -9,11 +9,14 @@ are closed for good: nothing would ever correct the noise in them.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import cv2
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from utils.types import ImageStack, Scene
+from utils.lens import project
+from utils.types import Scene
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,9 @@ class OccupancyConfig:
     looks instead of 90 from full to closed."""
     threshold: float = 0.01
     """A cell is sampled while its value (0..1: the logistic density relative to its peak) is above this."""
+    open_until: float = 0.0
+    """Fraction of training before which no observable cell is closed: what the masks show but the surface does not
+    reach yet must keep its samples, or nothing would ever pull the surface there."""
     warmup_updates: int = 8
     """So many updates look at every cell; later ones at random shares."""
     empty_share: float = 0.0625
@@ -42,7 +48,7 @@ class OccupancyConfig:
     def __post_init__(self) -> None:
         if not 2 <= self.resolution <= 1024:
             raise ValueError(f"model.occupancy.resolution: must lie in 2..1024, got {self.resolution}")
-        for key in ("decay", "threshold", "empty_share", "occupied_share", "hull_tolerance"):
+        for key in ("decay", "threshold", "open_until", "empty_share", "occupied_share", "hull_tolerance"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"model.occupancy.{key}: must lie in 0..1, got {getattr(self, key)}")
 
@@ -54,44 +60,58 @@ def cell_centers(resolution: int) -> Float[Tensor, "P 3"]:
     return torch.stack([x, y, z], dim=-1).reshape(-1, 3)
 
 
-def _dilated_mask(masks: ImageStack, index: int, radius: int) -> Bool[Tensor, "H W"]:
-    mask = (masks.image(index)[None, :, :, 0] > 127).float()
-    return torch.nn.functional.max_pool2d(mask, 2 * radius + 1, stride=1, padding=radius)[0] > 0
-
-
 def observable_cells(scene: Scene, config: OccupancyConfig) -> Bool[Tensor, "G G G"]:
     """Cells inside the unit sphere that enough training images see, and that their masks allow.
 
-    A cell counts as inside a mask when its projected centre is within
-    the cell's projected half diagonal of it.
+    A cell counts as inside a mask when its projected centre is within the cell's projected half diagonal of
+    it. Blocks of cells that lie clearly outside are closed first, without asking for each of their cells.
     """
     size = config.resolution
-    centers = cell_centers(size)
-    half_diagonal = 3**0.5 / size
-    inside = centers.norm(dim=1) < 1.0 + half_diagonal
-    centers = centers[inside]
-    seen = torch.zeros(len(centers))
-    kept = torch.zeros(len(centers))
-    for view in scene.train_indices:
-        c2w, intrinsics = scene.cameras.c2w[view], scene.cameras.intrinsics[view]
-        width, height = scene.cameras.size[view].tolist()
-        in_camera = (centers - c2w[:, 3]) @ c2w[:, :3]
-        depth = in_camera[:, 2].clamp(min=1e-6)
-        pixels = (in_camera @ intrinsics.t())[:, :2] / depth[:, None]
-        column, row = pixels.floor().long().unbind(1)
-        is_seen = (in_camera[:, 2] > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        seen += is_seen
-        if scene.masks is None:
-            kept += is_seen
-            continue
-        distance = float(depth[is_seen].median()) if is_seen.any() else 1.0
-        radius = int(float(intrinsics[0, 0]) * half_diagonal / distance) + 2
-        mask = _dilated_mask(scene.masks, view, radius)
-        kept += is_seen & mask[row.clamp(0, height - 1), column.clamp(0, width - 1)]
-    observable = torch.zeros(size**3, dtype=torch.bool)
     needed = min(config.min_views, len(scene.train_indices))
-    observable[inside] = (seen >= needed) & (kept >= (1.0 - config.hull_tolerance) * seen)
-    return observable.view(size, size, size)
+    if scene.masks is None:
+        # The rim of what two cameras see needs no finer cells.
+        seen, _ = _votes(scene, torch.ones((-(-size // 2),) * 3, dtype=torch.bool))
+        return _enlarged(seen >= needed, size)
+    blocks = -(-size // 4)
+    seen, kept = _votes(scene, torch.ones((blocks,) * 3, dtype=torch.bool))
+    # Some of a block's cells are seen by other views than its centre, hence the slack in both.
+    slack = 2.0 * config.hull_tolerance + 0.05
+    candidates = _enlarged((seen >= 1) & (kept >= (1.0 - slack) * seen), size)
+    seen, kept = _votes(scene, candidates)
+    return (seen >= needed) & (kept >= (1.0 - config.hull_tolerance) * seen)
+
+
+def _enlarged(cells: Bool[Tensor, "g g g"], size: int) -> Bool[Tensor, "G G G"]:
+    """The same cells on a grid of ``size`` per axis; each new cell takes the value at its centre."""
+    enlarged = torch.nn.functional.interpolate(cells[None, None].float(), (size,) * 3, mode="nearest-exact")
+    return enlarged[0, 0] > 0.5
+
+
+def _votes(
+    scene: Scene, cells: Bool[Tensor, "G G G"]
+) -> tuple[Float[Tensor, "G G G"], Float[Tensor, "G G G"]]:
+    """In how many training images each of some cells appears, and in how many of their masks."""
+    size = cells.shape[0]
+    half_diagonal = 3**0.5 / size
+    centers = cell_centers(size)
+    chosen = cells.reshape(-1) & (centers.norm(dim=1) < 1.0 + half_diagonal)
+    centers = centers[chosen]
+    seen, kept = torch.zeros(len(centers)), torch.zeros(len(centers))
+    for view in scene.train_indices if len(centers) > 0 else ():
+        pixels, depth, is_seen = project(scene.cameras, view, centers)
+        seen += is_seen
+        if scene.masks is None or not is_seen.any():
+            continue
+        distance = float(depth[is_seen].median())
+        radius = int(float(scene.cameras.intrinsics[view, 0, 0]) * half_diagonal / distance) + 2
+        kernel = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
+        mask = torch.from_numpy(cv2.dilate(scene.masks.image(view)[..., 0].numpy(), kernel)) > 127
+        # Where a picture does not show a cell, any pixel will do.
+        column, row = torch.where(is_seen[:, None], pixels, 0.0).long().unbind(1)
+        kept += is_seen & mask[row, column]
+    votes = torch.zeros(2, size**3)
+    votes[:, chosen] = torch.stack([seen, kept])
+    return votes[0].view(size, size, size), votes[1].view(size, size, size)
 
 
 class OccupancyGrid(nn.Module):
@@ -112,13 +132,17 @@ class OccupancyGrid(nn.Module):
 
     @torch.no_grad()
     def update(
-        self, presence: Callable[[Float[Tensor, "P 3"]], Float[Tensor, " P"]], generator: torch.Generator
+        self,
+        presence: Callable[[Float[Tensor, "P 3"]], Float[Tensor, " P"]],
+        generator: torch.Generator,
+        fraction: float = 1.0,
     ) -> None:
         """Look at some cells again.
 
         Args:
             presence: how much of the surface there is at given positions, 0..1.
             generator: for the choice of cells and of the points in them.
+            fraction: of training done.
         """
         values, occupied, observable = self.values.view(-1), self.occupied.view(-1), self.observable.view(-1)
         device = values.device
@@ -132,7 +156,8 @@ class OccupancyGrid(nn.Module):
         jitter = torch.rand(len(cells), 3, generator=generator, device=device)
         positions = (index + jitter) * (2.0 / size) - 1.0
         values[cells] = torch.maximum(values[cells] * self.config.decay, presence(positions))
-        occupied.copy_(observable & (values > self.config.threshold))
+        if fraction >= self.config.open_until:
+            occupied.copy_(observable & (values > self.config.threshold))
         self.num_updates += 1
 
     @property

@@ -7,19 +7,27 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
 
-from process_data.dtu import DTUConfig, load_dtu
+from process_data.formats.blender import BlenderConfig, load_blender
+from process_data.formats.colmap import ColmapConfig, load_colmap
+from process_data.formats.dtu import DTUConfig, load_dtu
+from process_data.formats.llff import LLFFConfig, load_llff
+from process_data.formats.transforms import TransformsConfig, load_transforms
 from process_data.synthetic import SyntheticConfig, load_synthetic
 from utils.errors import ConfigError
 from utils.types import Scene
 
 DATASETS: dict[str, tuple[type[Any], Callable[[Any], Scene]]] = {
+    "blender": (BlenderConfig, load_blender),
+    "colmap": (ColmapConfig, load_colmap),
     "dtu": (DTUConfig, load_dtu),
+    "llff": (LLFFConfig, load_llff),
     "synthetic": (SyntheticConfig, load_synthetic),
+    "transforms": (TransformsConfig, load_transforms),
 }
 """By ``dataset.name``: the config class of a format and its loader."""
 
 
-def load_scene(config: DTUConfig | SyntheticConfig) -> Scene:
+def load_scene(config: Any) -> Scene:
     """Load the capture that a dataset config describes.
 
     Raises:

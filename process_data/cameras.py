@@ -23,24 +23,35 @@ from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 from utils.errors import ConfigError
+from utils.lens import RayTable
+from utils.ndc import NDC
 from utils.types import Cameras, Rays
 
 
 @dataclass(frozen=True)
 class RayGenerator:
-    """Cameras prepared for casting many rays: the inverse intrinsics are worked out once, in float64."""
+    """Cameras prepared for casting many rays: intrinsics inverted in float64, lenses tabulated."""
 
-    scene_from_pixel: Float32[Tensor, "N 3 3"]
-    """``R K^-1``: takes ``(u, v, 1)`` to an (unnormalised) direction in scene space."""
+    rotations: Float32[Tensor, "N 3 3"]
+    """What turns directions in a camera's axes into scene space, R; where there is no ``table`` what turns
+    ``(u, v, 1)``, R K^-1."""
     centers: Float32[Tensor, "N 3"]
     """Camera centres in scene space."""
+    table: RayTable | None
+    """Where the cameras have lenses: what these make of pixels."""
+    ndc: NDC | None
+    """Where the scene is warped: what the rays go through last."""
 
     @classmethod
     def from_cameras(cls, cameras: Cameras, device: torch.device | str = "cpu") -> "RayGenerator":
-        """Invert the intrinsics of all cameras; the result lives on ``device``."""
-        inverse = torch.linalg.inv(cameras.intrinsics.double())
-        scene_from_pixel = (cameras.c2w[:, :, :3].double() @ inverse).float()
-        return cls(scene_from_pixel.to(device), cameras.c2w[:, :, 3].contiguous().to(device))
+        """Prepare all cameras; the result lives on ``device``."""
+        rotations = cameras.c2w[:, :, :3].double()
+        if not cameras.lenses:
+            rotations = rotations @ torch.linalg.inv(cameras.intrinsics.double())
+        table = RayTable.from_cameras(cameras, device) if cameras.lenses else None
+        centers = cameras.c2w[:, :, 3].contiguous()
+        ndc = None if cameras.ndc is None else cameras.ndc.to(device)
+        return cls(rotations.float().contiguous().to(device), centers.to(device), table, ndc)
 
     def rays(self, camera_indices: Int64[Tensor, " R"], pixels: Float[Tensor, "R 2"]) -> Rays:
         """Cast one ray per pixel.
@@ -50,13 +61,24 @@ class RayGenerator:
             pixels: continuous ``(u, v)`` coordinates; pixel (column i, row j) has its centre at
                 (i + 0.5, j + 0.5).
         """
-        matrix = self.scene_from_pixel.index_select(0, camera_indices)
+        matrix = self.rotations.index_select(0, camera_indices)
         # Written out instead of a batched matrix product: for 3x3 matrices the product's overhead dominates.
-        directions = torch.addcmul(matrix[:, :, 2], matrix[:, :, 0], pixels[:, :1])
-        directions = torch.addcmul(directions, matrix[:, :, 1], pixels[:, 1:])
+        if self.table is None:
+            directions = torch.addcmul(matrix[:, :, 2], matrix[:, :, 0], pixels[:, :1])
+            directions = torch.addcmul(directions, matrix[:, :, 1], pixels[:, 1:])
+        else:
+            local = self.table.directions(camera_indices, pixels)
+            directions = matrix[:, :, 2] * local[:, 2:]
+            directions = torch.addcmul(directions, matrix[:, :, 0], local[:, :1])
+            directions = torch.addcmul(directions, matrix[:, :, 1], local[:, 1:2])
         directions = torch.nn.functional.normalize(directions, dim=-1)
         origins = self.centers.index_select(0, camera_indices)
+        if self.ndc is not None:
+            origins, directions = self.ndc.warp_rays(origins, directions)
         near, far = intersect_unit_sphere(origins, directions)
+        if self.ndc is not None:
+            # The sphere goes on behind infinity, where there is nothing.
+            far = torch.minimum(far, self.ndc.distance_to_infinity(origins, directions))
         return Rays(origins, directions, near, far, camera_indices)
 
 
@@ -125,9 +147,7 @@ def image_rays(cameras: Cameras, index: int, scale: float = 1.0) -> Rays:
     u = (torch.arange(columns, dtype=torch.float32, device=device) + 0.5) * (width / columns)
     v = (torch.arange(rows, dtype=torch.float32, device=device) + 0.5) * (height / rows)
     pixels = torch.stack(torch.meshgrid(u, v, indexing="xy"), dim=-1).reshape(-1, 2)
-    one = Cameras(
-        cameras.c2w[index : index + 1], cameras.intrinsics[index : index + 1], cameras.size[index : index + 1]
-    )
+    one = cameras[index : index + 1]
     rays = rays_from_pixels(one, torch.zeros(len(pixels), dtype=torch.int64, device=device), pixels)
     return Rays(
         rays.origins, rays.directions, rays.near, rays.far, torch.full_like(rays.camera_indices, index)

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
+from process_data.geometry import look_at_point, up_axis
 from utils.types import Cameras, Scene
 
 _RING_GAP = np.radians(90.0)
@@ -41,7 +42,8 @@ def orbit_path(scene: Scene, num_steps: int) -> Cameras:
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     c2w = scene.cameras.c2w[list(scene.train_indices)].double().numpy()
-    target, up = _look_at_point(c2w), _up_axis(c2w)
+    # The object is at the origin by contract.
+    target, up = look_at_point(c2w, np.zeros(3)), up_axis(c2w)
     offsets = c2w[:, :, 3] - target
     distances = np.linalg.norm(offsets, axis=1)
     frame = _polar_frame(offsets, up)
@@ -69,34 +71,6 @@ def orbit_path(scene: Scene, num_steps: int) -> Cameras:
         intrinsics.expand(num_steps, 3, 3).contiguous(),
         size.expand(num_steps, 2).contiguous(),
     )
-
-
-def _look_at_point(c2w: Float64[np.ndarray, "N 3 4"]) -> Float64[np.ndarray, " 3"]:
-    """Find the point nearest to all optical axes (least squares)."""
-    centers, axes = c2w[:, :, 3], c2w[:, :, 2]
-    # Each term is the projection across one axis. Parallel axes (or a single camera) leave a direction open;
-    # the slight pull to the origin, where the object is, closes it.
-    across = np.eye(3) - axes[:, :, None] * axes[:, None, :]
-    matrix = across.mean(axis=0) + 1e-4 * np.eye(3)
-    point = np.linalg.solve(matrix, (across @ centers[:, :, None]).mean(axis=0)[:, 0])
-    # Axes that diverge meet behind the cameras, where no one looks; the object is at the origin by contract.
-    is_behind = np.median(((point - centers) * axes).sum(axis=1)) <= 0.0
-    return np.zeros(3) if is_behind else point
-
-
-def _up_axis(c2w: Float64[np.ndarray, "N 3 4"]) -> Float64[np.ndarray, " 3"]:
-    """Find the capture's up axis: the mean of the cameras' up vectors, across their right vectors.
-
-    The plain mean leans towards the middle of an arc when the cameras look down; the right vectors of cameras
-    that are held level all lie in the horizontal plane and correct that (on DTU the cameras roll by 2
-    degrees about this axis, by 13 about the mean). On a small patch they say little and the mean stays.
-    Minimises ``mean((u . right)^2) + e |u|^2 - 2 e (u . mean_up)``.
-    """
-    right, ups = c2w[:, :, 0], -c2w[:, :, 1]
-    # The first camera decides where the ups cancel out.
-    mean_up = ups.mean(axis=0) + 1e-6 * ups[0]
-    up = np.linalg.solve(right.T @ right / len(right) + 0.005 * np.eye(3), mean_up)
-    return up / np.linalg.norm(up)
 
 
 def _polar_frame(

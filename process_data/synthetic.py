@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import imageio.v3 as iio
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64
@@ -23,7 +22,7 @@ from torch import Tensor
 from process_data import synthetic_render
 from process_data.cameras import split_views
 from process_data.synthetic_mesh import SCENES, SceneName, ground_truth_mesh
-from utils.errors import ExportError
+from process_data.writers.neus import write_neus
 from utils.types import Cameras, ImageStack, Scene, TriangleMesh
 
 _EDGE_CONTRAST = 0.12
@@ -108,7 +107,7 @@ def load_synthetic(config: SyntheticConfig) -> Scene:
         reference_mesh=_to_world(ground_truth_mesh(config.scene, _REFERENCE_RESOLUTION), world_from_scene),
     )
     if config.write_to is not None:
-        write_neus_folder(scene, Path(config.write_to))
+        write_neus(scene, Path(config.write_to))
     return scene
 
 
@@ -197,49 +196,3 @@ def _to_world(mesh: TriangleMesh, world_from_scene: Float64[Tensor, "4 4"]) -> T
     assert mesh.normals is not None
     normals = (mesh.normals @ rotation.T).astype(np.float32)
     return TriangleMesh(mesh.vertices @ matrix[:3, :3].T + matrix[:3, 3], mesh.faces, normals, mesh.colors)
-
-
-def write_neus_folder(scene: Scene, folder: Path) -> None:
-    """Write a scene in the layout of NeuS's DTU captures.
-
-    ``image/000000.png ...``, ``mask/000.png ...`` (where the scene has masks) and ``cameras_sphere.npz``
-    with, per view, ``scale_mat_i = world_from_scene`` and ``world_mat_i = [K | 0; 0 1] @ camera_from_world``:
-    the product ``(world_mat_i @ scale_mat_i)[:3, :4]`` projects unit-sphere points to pixels. NeuS puts pixel
-    centres at whole numbers, so 0.5 is taken from cx and cy. NeuS's own ``scale_mat`` has no rotation; here
-    it is a general similarity.
-
-    Raises:
-        ExportError: the folder or a file in it cannot be written.
-    """
-    try:
-        (folder / "image").mkdir(parents=True, exist_ok=True)
-        for index in range(len(scene.images)):
-            iio.imwrite(folder / "image" / f"{index:06d}.png", scene.images.image(index).numpy())
-        if scene.masks is not None:
-            (folder / "mask").mkdir(exist_ok=True)
-            for index in range(len(scene.masks)):
-                mask = scene.masks.image(index).numpy().repeat(3, axis=2)
-                iio.imwrite(folder / "mask" / f"{index:03d}.png", mask)
-        np.savez(folder / "cameras_sphere.npz", allow_pickle=False, **_neus_matrices(scene))
-    except OSError as error:
-        raise ExportError(
-            folder, f"cannot be written ({error.strerror})", "choose another dataset.write_to"
-        ) from error
-
-
-def _neus_matrices(scene: Scene) -> dict[str, Float64[np.ndarray, "4 4"]]:
-    """``world_mat_i`` and ``scale_mat_i`` of every view (see :func:`write_neus_folder`)."""
-    world_from_scene = scene.world_from_scene.numpy()
-    scale = np.cbrt(np.linalg.det(world_from_scene[:3, :3]))
-    matrices: dict[str, Float64[np.ndarray, "4 4"]] = {}
-    for index in range(len(scene.cameras)):
-        pose = scene.cameras.c2w[index].double().numpy()
-        world_from_camera = np.eye(4)
-        world_from_camera[:3, :3] = world_from_scene[:3, :3] @ pose[:, :3] / scale
-        world_from_camera[:3, 3] = world_from_scene[:3, :3] @ pose[:, 3] + world_from_scene[:3, 3]
-        lens = np.eye(4)
-        lens[:3, :3] = scene.cameras.intrinsics[index].double().numpy()
-        lens[:2, 2] -= 0.5
-        matrices[f"world_mat_{index}"] = lens @ np.linalg.inv(world_from_camera)
-        matrices[f"scale_mat_{index}"] = world_from_scene.copy()
-    return matrices

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +28,10 @@ from utils.mesh import (
     keep_largest_components,
     mesh_report,
     transform_mesh,
+    unwarp_mesh,
     vertex_normals,
     write_mesh,
+    y_up_from,
 )
 from utils.metrics import chamfer_distance
 from utils.raster import contact_sheet
@@ -52,8 +54,9 @@ class ExportConfig:
     """Parts with fewer faces are dropped as debris."""
     cull_shells: bool = True
     """Drop parts that lie on the wall of the unit sphere with over 30 % of their area (backgrounds)."""
-    up: Up = "z"
-    """Which world axis points up, for GLB (whose up is +Y) alone: x, y, z, -x, -y or -z."""
+    up: Up | Literal["auto"] = "auto"
+    """Which way is up, for GLB (whose up is +Y) alone: a world axis (x, y, z, -x, -y, -z), or auto, the scene's
+    +z (see dataset.up)."""
     lipschitz: float = 1.5
     """Slope of the signed distance up to which no part of the surface is missed; more is safer, slower."""
     chunk: int = 2**18
@@ -68,7 +71,7 @@ class ExportConfig:
             ),
             "keep_components": (self.keep_components >= 0, "give 0 (all) or more"),
             "min_faces": (self.min_faces >= 0, "give 0 or more"),
-            "up": (self.up in ("x", "y", "z", "-x", "-y", "-z"), "give x, y, z, -x, -y or -z"),
+            "up": (self.up in ("auto", "x", "y", "z", "-x", "-y", "-z"), "give auto, x, y, z, -x, -y or -z"),
             "lipschitz": (self.lipschitz > 0, "give a positive slope, 1 for an exact distance"),
             "chunk": (self.chunk >= 1, "give at least 1"),
         }
@@ -161,15 +164,19 @@ def export_mesh(
         "kept %s faces, dropped %s in shells and floaters", f"{len(in_scene.faces):,}", f"{dropped:,}"
     )
     in_scene = shade_surface(in_scene, model, settings.chunk)
+    if scene.cameras.ndc is not None:
+        in_scene = unwarp_mesh(in_scene, scene.cameras.ndc)
     world_from_scene = scene.world_from_scene.cpu().numpy()
     mesh = transform_mesh(in_scene, world_from_scene)
 
+    y_up = _y_up(settings.up, world_from_scene)
     paths = [folder / f"mesh.{ending}" for ending in settings.formats]
     for path in paths:
-        write_mesh(path, mesh, settings.up)
+        write_mesh(path, mesh, y_up)
     transform, picture = folder / "transform.json", folder / "mesh.png"
-    _write_transform(transform, world_from_scene, settings.up, step)
-    write_png(picture, contact_sheet(mesh))
+    _write_transform(transform, world_from_scene, y_up[1, :3], step)
+    # In scene axes, because a capture's world may be tilted in any way.
+    write_png(picture, contact_sheet(in_scene))
     paths += [transform, picture]
 
     report = ExportReport(step, tuple(paths), mesh_report(mesh), _compare(mesh, scene.reference_mesh))
@@ -233,15 +240,26 @@ def _chunks(count: int, chunk: int) -> Iterator[slice]:
     return (slice(start, start + chunk) for start in range(0, count, chunk))
 
 
-def _write_transform(path: Path, world_from_scene: npt.NDArray[np.float64], up: str, step: int) -> None:
+def _y_up(up: str, world_from_scene: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The rotation (4, 4) from world axes to GLB's, whose +Y points up."""
+    if up != "auto":
+        return y_up_from(up)  # type: ignore[arg-type]
+    turn = np.eye(4)
+    turn[:3, :3] = world_from_scene[:3, :3].T / np.cbrt(np.linalg.det(world_from_scene[:3, :3]))
+    return y_up_from("z") @ turn
+
+
+def _write_transform(
+    path: Path, world_from_scene: npt.NDArray[np.float64], up: npt.NDArray[np.float64], step: int
+) -> None:
     content = {
         "world_from_scene": world_from_scene.tolist(),
         "scene_from_world": np.linalg.inv(world_from_scene).tolist(),
         "scale": float(np.cbrt(np.linalg.det(world_from_scene[:3, :3]))),
         "frame": "ply, obj and stl hold world coordinates: the axes and units of the input cameras. "
         "world = world_from_scene @ [x, y, z, 1] leads there from the unit sphere of training.",
-        "up": up,
-        "glb": f"glb holds world coordinates turned so that {up} becomes +Y; its colours are linear light.",
+        "up": up.tolist(),
+        "glb": "glb holds world coordinates turned so that the direction up becomes +Y; its colours are linear.",
         "step": step,
     }
     try:

@@ -12,14 +12,14 @@ from process_data.batches import RayBatches
 from systems.record import Run
 from utils.errors import ExportError
 from utils.extraction import extract_surface
-from utils.mesh import keep_largest_components, transform_mesh, write_mesh
+from utils.mesh import keep_largest_components, transform_mesh, unwarp_mesh, write_mesh
 from utils.types import Progress, Scene
 
 log = logging.getLogger(__name__)
 
 _PREVIEW_RESOLUTION = 128
 _MARGIN_DB = 2.0
-_REGION_KEYS = "dataset.render_cameras_name (its scale_mat is the region) and dataset.apply_mask"
+_REGION_KEYS = "dataset.region, dataset.region_scale and dataset.apply_mask, and at the pictures of --inspect"
 
 
 def constant_color_psnr(scene: Scene) -> float:
@@ -82,6 +82,8 @@ def check_health(scene: Scene, model: Any, progress: Progress, run: Run) -> list
         mesh = extract_surface(surface.query_sdf, _PREVIEW_RESOLUTION, device=surface.device)
         mesh = keep_largest_components(mesh, 1)
         extent = float((mesh.vertices**2).sum(axis=1).max() ** 0.5)
+        if scene.cameras.ndc is not None:
+            mesh = unwarp_mesh(mesh, scene.cameras.ndc)
         write_mesh(path, transform_mesh(mesh, scene.world_from_scene.numpy()))
     except ExportError as error:
         warnings.append(

@@ -46,7 +46,7 @@ class Run:
             self.tensorboard_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(logs_dir, f"cannot be written ({error})", "choose another --logs_dir") from error
-        _log_to(self.folder / "log.txt")
+        log_to(self.folder / "log.txt")
 
     @classmethod
     def start(cls, config: Config, outputs_dir: Path, logs_dir: Path, command: Sequence[str]) -> "Run":
@@ -200,11 +200,14 @@ def _new_folder(parent: Path, trial: str) -> Path:
     raise FileExistsError(f"{parent / trial} and 98 numbered ones exist")
 
 
-def _log_to(path: Path) -> None:
-    """Send the project's log to the terminal and to one file, instead of to an earlier run's."""
+def log_to(path: Path | None) -> None:
+    """Send the project's log to the terminal and to a file if given, instead of to an earlier run's."""
     release_log()
     formatter = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
-    for handler in (logging.StreamHandler(), logging.FileHandler(path)):
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if path is not None:
+        handlers.append(logging.FileHandler(path))
+    for handler in handlers:
         handler.setFormatter(formatter)
         _add_handler(handler)
 

@@ -18,13 +18,12 @@ MAY_IMPORT = {
     "models": {"utils", "encoder", "models"},
     "systems": {"utils", "encoder", "models", "process_data", "systems"},
 }
-OPTIONAL = {"tinycudann", "nerfacc", "lpips", "triton"}
+OPTIONAL = {"tinycudann", "nerfacc", "lpips", "triton", "rembg"}
 DISTRIBUTIONS = {
     "cv2": "opencv-python-headless",
     "skimage": "scikit-image",
-    "imageio_ffmpeg": "imageio-ffmpeg",
 }
-COMES_WITH = {"yaml": "omegaconf", "PIL": "imageio"}
+COMES_WITH = {"yaml": "omegaconf", "PIL": "imageio", "imageio_ffmpeg": "imageio", "psutil": "imageio"}
 
 
 def imports_of(file: Path) -> Iterator[str]:
@@ -43,7 +42,7 @@ def sources(room: str) -> list[Path]:
 def requirements(name: str) -> dict[str, str]:
     """Distribution names with what follows them, comments left out."""
     lines = [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")]
-    return {re.split(r"[=<>]", line)[0].strip(): line for line in lines}
+    return {re.split(r"[=<>[]", line)[0].strip(): line for line in lines}
 
 
 def test_imports_of_finds_every_kind(tmp_path: Path) -> None:
@@ -104,7 +103,7 @@ def test_requirements_are_floors_and_the_lock_is_exact() -> None:
     floors = requirements("requirements.txt")
     lock = requirements("requirements.lock")
     assert len(floors) <= 12
-    assert all(re.fullmatch(r"[\w-]+>=[\d.]+", line) for line in floors.values())
+    assert all(re.fullmatch(r"[\w-]+(\[\w+\])?>=[\d.]+", line) for line in floors.values())
     assert all(
         re.fullmatch(r"[\w.-]+==[\w.]+( ; python_version (<|>=) \"3\.11\")?", line) for line in lock.values()
     )

@@ -63,6 +63,13 @@ def test_defaults() -> None:
         ("--train --config c.yaml --gt a.ply", "belong together"),
         ("--train --config c.yaml --tain", "unrecognized arguments: --tain"),
         ("--train --config c.yaml --device gpu", "invalid choice: 'gpu'"),
+        ("--prepare photos", "no folder to write to: add --out"),
+        ("--config c.yaml --convert neus", "no folder to write to: add --out"),
+        ("--config c.yaml --convert obj --out x", "invalid choice: 'obj'"),
+        ("--inspect", "no config"),
+        ("--train --config c.yaml --inspect", "--inspect does one thing alone"),
+        ("--doctor --eval a.ply --gt b.ply", "--eval does one thing alone"),
+        ("--train --config c.yaml --out x", "--out belongs to --prepare, --convert and --inspect"),
     ],
 )
 def test_senseless_command_lines(capsys: pytest.CaptureFixture[str], argv: str, message: str) -> None:

@@ -4,11 +4,13 @@ Pixels are taken as stored: an EXIF orientation tag is *not* applied, because ca
 stored pixels.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32, Float64, UInt8
 from PIL import Image
 
 from utils.errors import DataError, ExportError
@@ -17,24 +19,31 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".
 """File suffixes (lower case) that count as pictures in a capture folder."""
 
 
-def _decode(path: Path) -> UInt8[np.ndarray, "H W 4"]:
-    """Decode a picture to 8-bit RGBA with straight alpha.
+# Pillow takes pictures beyond 180 megapixels for an attack; stitched panoramas are larger than that. What a
+# capture's pictures need in memory is checked when it is loaded.
+Image.MAX_IMAGE_PIXELS = 1_000_000_000
+
+
+@contextmanager
+def open_picture(path: Path) -> Iterator[Image.Image]:
+    """Open a picture with Pillow; its pixels are decoded when they are asked for.
 
     Pillow rather than OpenCV, because OpenCV fills the missing part of a truncated JPEG with grey and reports
     success.
+
+    Raises:
+        DataError: the file is missing, empty, truncated or not a picture, on opening or inside the block.
     """
     try:
         with Image.open(path) as picture:
-            picture.load()
-            if picture.mode.startswith("I") or picture.mode == "F":
-                # Pillow's own conversion of 16-bit grey clips at 255 instead of scaling.
-                values = np.asarray(picture).astype(np.float64)
-                grey = np.clip(values / 257.0 + 0.5, 0, 255).astype(np.uint8)
-                return np.dstack([grey, grey, grey, np.full_like(grey, 255)])
-            return np.array(picture.convert("RGBA"))
+            yield picture
     except FileNotFoundError as error:
         raise DataError(path, "no such file", "check the path") from error
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            path, f"too large a picture ({error})", "resize it with any picture editor, then its camera too"
+        ) from error
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
         if path.is_file() and path.stat().st_size == 0:
             raise DataError(path, "the file is empty (0 bytes)", "copy it again from the original") from error
         reason = str(error).replace(str(path), "the file")
@@ -43,21 +52,58 @@ def _decode(path: Path) -> UInt8[np.ndarray, "H W 4"]:
         ) from error
 
 
-def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
-    """Read a picture as 8-bit sRGB.
+def _decode(path: Path) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"] | None]:
+    """Decode a picture to 8-bit RGB and straight alpha, ``None`` where the file has no transparency."""
+    with open_picture(path) as picture:
+        if picture.mode.startswith("I") or picture.mode == "F":
+            values = np.asarray(picture).astype(np.float64)
+            grey = _from_unit(values, path) if picture.mode == "F" else _from_sixteen_bits(values)
+            return np.dstack([grey, grey, grey]), None
+        if not has_transparency(picture):
+            return np.array(picture.convert("RGB")), None
+        rgba = np.array(picture.convert("RGBA"))
+        return np.ascontiguousarray(rgba[..., :3]), np.ascontiguousarray(rgba[..., 3])
 
-    Grey and palette pictures are expanded, 16 bits are scaled to 8, and transparent pixels are blended over
-    black (what lies under full transparency is arbitrary and must not reach training).
+
+def has_transparency(picture: Image.Image) -> bool:
+    """Whether a picture has an alpha channel or a colour that counts as transparent."""
+    return picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info
+
+
+def _from_sixteen_bits(values: Float64[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
+    # Pillow's own conversion of 16-bit grey clips at 255 instead of scaling.
+    return np.clip(values / 257.0 + 0.5, 0, 255).astype(np.uint8)
+
+
+def _from_unit(values: Float64[np.ndarray, "H W"], path: Path) -> UInt8[np.ndarray, "H W"]:
+    # Written so that NaN is refused, too.
+    if not (values.min() >= 0.0 and values.max() <= 1.0):
+        raise DataError(
+            path,
+            f"holds floating-point values from {values.min():g} to {values.max():g}, not 0 to 1",
+            "save it with 8 or 16 bits per channel",
+        )
+    return to_uint8(values)
+
+
+def read_rgba(path: Path) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"] | None]:
+    """Read a picture as 8-bit sRGB with straight alpha, or ``None`` where it is opaque everywhere.
+
+    Grey and palette pictures are expanded, 16 bits and floating-point greys of 0..1 are scaled to 8.
 
     Raises:
-        DataError: the file is missing, empty, truncated or not a picture.
+        DataError: the file is missing, empty, truncated or not a picture, or its values are out of range.
     """
-    rgba = _decode(path)
-    alpha = rgba[..., 3:]
-    if alpha.min() == 255:
-        return np.ascontiguousarray(rgba[..., :3])
-    blended = (rgba[..., :3].astype(np.uint16) * alpha + 127) // 255
-    return blended.astype(np.uint8)
+    rgb, alpha = _decode(path)
+    return rgb, None if alpha is None or alpha.min() == 255 else alpha
+
+
+def blend(
+    rgb: UInt8[np.ndarray, "H W 3"], alpha: UInt8[np.ndarray, "H W"], under: int
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Composite straight colours over a grey of 0..255."""
+    share = alpha[..., None].astype(np.uint16)
+    return ((rgb * share + np.uint16(under) * (255 - share) + 127) // 255).astype(np.uint8)
 
 
 def read_mask(path: Path) -> UInt8[np.ndarray, "H W"]:
@@ -70,16 +116,18 @@ def read_mask(path: Path) -> UInt8[np.ndarray, "H W"]:
     Raises:
         DataError: the file is missing, empty, truncated or not a picture.
     """
-    rgba = _decode(path)
-    brightness, alpha = rgba[..., :3].max(axis=2), rgba[..., 3]
-    mask = (
-        alpha if brightness.min() == brightness.max() and alpha.min() < 255 else np.minimum(brightness, alpha)
-    )
+    rgb, alpha = _decode(path)
+    mask = rgb.max(axis=2)
+    if alpha is not None:
+        is_plain = mask.min() == mask.max() and alpha.min() < 255
+        mask = alpha if is_plain else np.minimum(mask, alpha)
     return np.where(mask > 0, 255, 0).astype(np.uint8) if mask.max() == 1 else np.ascontiguousarray(mask)
 
 
-def write_png(path: Path, image: UInt8[np.ndarray, "H W 3"] | UInt8[np.ndarray, "H W"]) -> None:
-    """Write an 8-bit RGB or grey picture, making the parent folders.
+def write_png(
+    path: Path, image: UInt8[np.ndarray, "H W 3"] | UInt8[np.ndarray, "H W 4"] | UInt8[np.ndarray, "H W"]
+) -> None:
+    """Write an 8-bit RGB, RGBA (straight alpha) or grey picture, making the parent folders.
 
     Raises:
         ExportError: the folder or file cannot be written.

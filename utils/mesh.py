@@ -9,14 +9,17 @@ import json
 import os
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse
+import torch
 
 from utils.errors import DataError, ExportError
+from utils.ndc import NDC
 from utils.types import TriangleMesh
 
 Floats = npt.NDArray[np.float64]
@@ -127,6 +130,21 @@ def transform_mesh(mesh: TriangleMesh, matrix: Floats) -> TriangleMesh:
     return TriangleMesh(vertices, faces, normals, mesh.colors)
 
 
+def unwarp_mesh(mesh: TriangleMesh, ndc: NDC) -> TriangleMesh:
+    """Bring a mesh from the warped space of a forward-facing scene back to the metric scene.
+
+    Faces within a thousandth of infinity are left out; normals are those of the geometry, because the warp
+    keeps no angles.
+    """
+    vertices = ndc.to_metric(torch.from_numpy(mesh.vertices)).numpy()
+    is_finite = mesh.vertices[:, 2] < (1.0 - 1e-3) / 3**0.5
+    faces = mesh.faces[is_finite[mesh.faces].all(axis=1)]
+    used, faces = np.unique(faces, return_inverse=True)
+    colors = None if mesh.colors is None else mesh.colors[used]
+    metric = TriangleMesh(vertices[used], faces.reshape(-1, 3).astype(np.int64), None, colors)
+    return metric if mesh.normals is None else replace(metric, normals=vertex_normals(metric))
+
+
 def mesh_report(mesh: TriangleMesh) -> dict[str, object]:
     """Counts and measures of a mesh, ready for JSON: what a user asks before trusting it.
 
@@ -229,13 +247,13 @@ def _vertex_colors(loaded: Any) -> npt.NDArray[np.uint8] | None:
     return np.asarray(colors, np.uint8)[:, :3].copy()
 
 
-def write_mesh(path: str | Path, mesh: TriangleMesh, up: Up = "z") -> None:
+def write_mesh(path: str | Path, mesh: TriangleMesh, y_up: Floats | None = None) -> None:
     """Write ``.ply``, ``.obj``, ``.stl`` or ``.glb``, whole or not at all.
 
     Args:
         path: where to; the ending chooses the format, missing folders are made.
         mesh: normals and colours are written when present (STL holds neither).
-        up: the mesh's upward axis, which becomes +Y in GLB; the other formats keep the axes.
+        y_up: rotation ``(4, 4)`` that turns the mesh's upward direction to +Y, for GLB alone; absent: z is up.
 
     Raises:
         ExportError: the ending is unknown, or the file cannot be written.
@@ -245,7 +263,7 @@ def write_mesh(path: str | Path, mesh: TriangleMesh, up: Up = "z") -> None:
         ".ply": lambda: _ply_bytes(mesh),
         ".obj": lambda: _obj_bytes(mesh),
         ".stl": lambda: _stl_bytes(mesh),
-        ".glb": lambda: _glb_bytes(transform_mesh(mesh, y_up_from(up))),
+        ".glb": lambda: _glb_bytes(transform_mesh(mesh, y_up_from("z") if y_up is None else y_up)),
     }
     encode = encoders.get(path.suffix.lower())
     if encode is None:

@@ -1,10 +1,9 @@
-"""The synthetic scenes: exact geometry, honest pictures, and a folder that projects as NeuS expects."""
+"""The synthetic scenes: exact geometry, honest pictures, and a folder that reads back."""
 
 import math
 from pathlib import Path
 from typing import Any, Literal
 
-import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
@@ -12,14 +11,13 @@ import trimesh
 from scipy.spatial import KDTree
 
 from process_data.cameras import rays_from_pixels
-from process_data.dtu import DTUConfig, load_dtu
+from process_data.formats.dtu import DTUConfig, load_dtu
 from process_data.synthetic import (
     SyntheticConfig,
     load_synthetic,
     make_cameras,
     render_views,
     synthetic_world_from_scene,
-    write_neus_folder,
 )
 from process_data.synthetic_field import FIGURINE_TABLE, SPHERE_RADIUS, distance
 from process_data.synthetic_mesh import SCENES, SceneName, exact_distance, ground_truth_mesh, signed_distance
@@ -306,50 +304,19 @@ def test_reference_mesh_is_in_world_coordinates(figurine: Scene) -> None:
     assert (signed_distance(stepped) > 0).mean() > 0.99
 
 
-def test_written_folder_projects_as_neus_does(figurine: Scene, surface: TriangleMesh, tmp_path: Path) -> None:
-    write_neus_folder(figurine, tmp_path / "capture")
-    matrices = np.load(tmp_path / "capture" / "cameras_sphere.npz")
-    homogeneous = np.concatenate([surface.vertices, np.ones((len(surface.vertices), 1))], axis=1)
-    for view in range(16):
-        projection = (matrices[f"world_mat_{view}"] @ matrices[f"scale_mat_{view}"])[:3, :4]
-        image = homogeneous @ projection.T
-        assert (image[:, 2] > 0).all()
-        expected = pixels_of(figurine.cameras, view, surface.vertices) - 0.5
-        np.testing.assert_allclose(image[:, :2] / image[:, 2:], expected, atol=1e-4)
-        np.testing.assert_array_equal(matrices[f"scale_mat_{view}"], figurine.world_from_scene.numpy())
-        stored = iio.imread(tmp_path / "capture" / "image" / f"{view:06d}.png")
-        np.testing.assert_array_equal(stored, figurine.images.image(view).numpy())
-        mask = iio.imread(tmp_path / "capture" / "mask" / f"{view:03d}.png")
-        assert figurine.masks is not None
-        np.testing.assert_array_equal(mask[..., :1], figurine.masks.image(view).numpy())
-
-
-def test_written_folder_reads_back_as_the_same_scene(figurine: Scene, tmp_path: Path) -> None:
-    write_neus_folder(figurine, tmp_path)
-    back = load_dtu(DTUConfig(root_dir=str(tmp_path), apply_mask=True, holdout=4))
-    assert back.masks is not None
-    assert figurine.masks is not None
-    assert torch.equal(back.images.pixels, figurine.images.pixels)
-    assert torch.equal(back.masks.pixels, figurine.masks.pixels)
-    torch.testing.assert_close(back.cameras.c2w, figurine.cameras.c2w, atol=1e-5, rtol=0)
-    torch.testing.assert_close(back.cameras.intrinsics, figurine.cameras.intrinsics, atol=1e-3, rtol=0)
-    torch.testing.assert_close(back.world_from_scene, figurine.world_from_scene)
-    assert back.image_names == figurine.image_names
-    assert back.test_indices == figurine.test_indices
-
-
 def test_write_to_names_a_folder_or_says_why_not(tmp_path: Path) -> None:
-    small: dict[str, Any] = {
-        "scene": "sphere",
-        "num_images": 2,
-        "image_size": 16,
-        "holdout": 0,
-        "apply_mask": False,
-    }
-    load_synthetic(SyntheticConfig(**small, write_to=str(tmp_path / "new")))
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["cameras_sphere.npz", "image"]
+    """What the writer makes of a scene is the business of test_export_capture."""
+    small: dict[str, Any] = {"scene": "sphere", "num_images": 3, "image_size": 16, "holdout": 2}
+    scene = load_synthetic(SyntheticConfig(**small, write_to=str(tmp_path / "new")))
+    back = load_dtu(DTUConfig(root_dir=str(tmp_path / "new"), apply_mask=True, holdout=2))
+    assert torch.equal(back.images.pixels, scene.images.pixels)
+    torch.testing.assert_close(back.world_from_scene, scene.world_from_scene)
+    torch.testing.assert_close(back.cameras.c2w, scene.cameras.c2w, atol=1e-5, rtol=0)
+    assert back.image_names == scene.image_names
+    load_synthetic(SyntheticConfig(**small, apply_mask=False, write_to=str(tmp_path / "bare")))
+    assert sorted(path.name for path in (tmp_path / "bare").iterdir()) == ["cameras_sphere.npz", "image"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(ExportError, match=r"file: cannot be written .*; choose another dataset\.write_to"):
+    with pytest.raises(ExportError, match=r"file.*: cannot be written .*; check free space and permissions"):
         load_synthetic(SyntheticConfig(**small, write_to=str(tmp_path / "file")))
 
 

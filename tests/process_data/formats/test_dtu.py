@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from process_data import load_scene
-from process_data.dtu import DTUConfig, load_dtu
+from process_data.formats.dtu import DTUConfig, load_dtu
 from utils.errors import ConfigError, DataError
 
 WIDTH, HEIGHT = 40, 30
@@ -163,6 +163,89 @@ def test_grey_and_upper_case_files_and_stray_ones(capture: Capture) -> None:
     assert scene.images.image(0).unique().tolist() == [77]
 
 
+@pytest.mark.parametrize("folder", ["images", "rgb"])
+@pytest.mark.parametrize("camera_file", ["cameras.npz", "cameras_large.npz"])
+def test_other_names_of_the_same_layout(capture: Capture, folder: str, camera_file: str) -> None:
+    expected = load_dtu(capture.config(apply_mask=True))
+    (capture.root / "image").rename(capture.root / folder)
+    (capture.root / "mask").rename(capture.root / "masks")
+    (capture.root / "cameras_sphere.npz").rename(capture.root / camera_file)
+    scene = load_dtu(capture.config(apply_mask=True, render_cameras_name=camera_file))
+    assert torch.equal(scene.images.pixels, expected.images.pixels)
+    assert scene.masks is not None
+    assert expected.masks is not None
+    assert torch.equal(scene.masks.pixels, expected.masks.pixels)
+    assert torch.equal(scene.cameras.c2w, expected.cameras.c2w)
+
+
+def test_keys_that_repeat_others_are_ignored(capture: Capture) -> None:
+    expected = load_dtu(capture.config())
+    for index in range(4):
+        for key in ("world_mat_inv", "scale_mat_inv", "camera_mat", "camera_mat_inv"):
+            capture.matrices[f"{key}_{index}"] = np.full((4, 4), np.nan)
+    capture.save_cameras()
+    assert torch.equal(load_dtu(capture.config()).cameras.c2w, expected.cameras.c2w)
+
+
+@pytest.fixture
+def mono_sdf(capture: Capture) -> Capture:
+    """The same capture in MonoSDF's layout, with a gap in the names."""
+    root = capture.root
+    columns = np.tile(np.arange(WIDTH, dtype=np.float32), (HEIGHT, 1))
+    for index, (old, new) in enumerate((("1", 0), ("2", 1), ("10", 5), ("11", 12))):
+        (root / "image" / f"{old}.png").rename(root / f"{new:06d}_rgb.png")
+        (root / "mask" / f"00{old}.png").rename(root / f"{new:06d}_foreground_mask.png")
+        np.save(root / f"{new:06d}_depth.npy", columns / WIDTH + index)
+        np.save(root / f"{new:06d}_normal.npy", np.stack([columns * 0 + 0.5, columns * 0 + 0.5, columns * 0]))
+        np.save(root / f"{new:06d}_mask.npy", np.zeros((HEIGHT, WIDTH), bool))
+    (root / "image").rmdir()
+    (root / "mask").rmdir()
+    (root / "cameras_sphere.npz").rename(root / "cameras.npz")
+    return capture
+
+
+def test_mono_sdf_files_in_one_folder(mono_sdf: Capture) -> None:
+    scene = load_dtu(mono_sdf.config(render_cameras_name="cameras.npz", apply_mask=True))
+    assert scene.image_names == tuple(f"{number:06d}_rgb.png" for number in (0, 1, 5, 12))
+    assert [int(scene.images.image(view)[0, 0, 1]) for view in range(4)] == [0, 1, 2, 3]
+    for view in range(4):
+        np.testing.assert_allclose(scene.cameras.c2w[view], pose(view), atol=1e-5)
+    assert scene.masks is not None
+    assert [int(scene.masks.image(view)[0].sum()) // 255 for view in range(4)] == [8, 9, 10, 11]
+    assert scene.depths is not None
+    assert scene.normals is not None
+    assert scene.depths.image(2).dtype == torch.float16
+    expected = torch.arange(WIDTH) / WIDTH + 2
+    np.testing.assert_allclose(scene.depths.image(2)[7, :, 0].float(), expected, atol=2e-3)
+    assert (scene.normals.image(3) == torch.tensor([0.0, 0.0, -1.0])).all()
+    without = load_dtu(mono_sdf.config(use_priors=False))
+    assert without.depths is None
+    assert without.normals is None
+
+
+def test_priors_may_be_missing(mono_sdf: Capture, caplog: pytest.LogCaptureFixture) -> None:
+    for path in mono_sdf.root.glob("*_normal.npy"):
+        path.unlink()
+    scene = load_dtu(mono_sdf.config())
+    assert scene.normals is None
+    assert scene.depths is not None
+    (mono_sdf.root / "000005_depth.npy").unlink()
+    caplog.clear()
+    assert load_dtu(mono_sdf.config()).depths is None
+    assert "1 of 4 views have no prior map" in caplog.text
+    (mono_sdf.root / "000005_depth.npy").write_text("not an array")
+    with pytest.raises(DataError, match=r"000005_depth\.npy: not a readable \.npy file.*; "):
+        load_dtu(mono_sdf.config())
+
+
+def test_cameras_for_pictures_of_another_size_are_refused(capture: Capture) -> None:
+    for path in (capture.root / "image").iterdir():
+        Image.fromarray(np.zeros((12, 12, 3), np.uint8)).save(path)
+    what = r"world_mat_0: the principal point \(19, 16\) is outside 1\.png \(12x12\); .*first two rows"
+    with pytest.raises(DataError, match=rf"cameras_sphere\.npz: {what}"):
+        load_dtu(capture.config())
+
+
 def test_holdout(capture: Capture) -> None:
     scene = load_dtu(capture.config(holdout=[2]))
     assert (scene.train_indices, scene.test_indices) == ((0, 1, 3), (2,))
@@ -255,11 +338,21 @@ def test_missing_folders(capture: Capture, tmp_path: Path) -> None:
         load_dtu(capture.config())
 
 
+def test_masks_are_asked_for_but_absent(capture: Capture) -> None:
+    for path in (capture.root / "mask").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=r"mask: holds no pictures; .*apply_mask=false"):
+        load_dtu(capture.config(apply_mask=True))
+    (capture.root / "mask").rmdir()
+    with pytest.raises(DataError, match=r"1\.png: has no mask \(4 of 4 .*apply_mask=false"):
+        load_dtu(capture.config(apply_mask=True))
+
+
 def test_bad_pictures_and_masks_are_named(capture: Capture) -> None:
     mask = capture.root / "mask" / "0010.png"
     content = mask.read_bytes()
     Image.fromarray(np.zeros((5, 4), np.uint8)).save(mask)
-    with pytest.raises(DataError, match=r"0010\.png: 4x5 pixels, but image/10\.png has 40x30"):
+    with pytest.raises(DataError, match=r"0010\.png: 4x5 pixels, but 10\.png has 40x30"):
         load_dtu(capture.config(apply_mask=True))
     mask.unlink()
     with pytest.raises(DataError, match=r"3 masks for 4 images, none for image/10\.png"):
@@ -277,24 +370,24 @@ def test_share_of_foreground_is_told(capture: Capture, caplog: pytest.LogCapture
         Image.fromarray(mask).save(path)
     with caplog.at_level(logging.INFO):
         load_dtu(capture.config(apply_mask=True))
-    assert f"masks from {capture.root / 'mask'}: on average 15 % of a picture is foreground" in caplog.text
+    assert f"masks: 4 files such as {capture.root / 'mask' / '001.png'}" in caplog.text
+    assert "on average 15 % of a picture is foreground" in caplog.text
 
 
-@pytest.mark.parametrize("value", [0, 255])
-def test_masks_without_information(capture: Capture, value: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_masks_without_information(capture: Capture, caplog: pytest.LogCaptureFixture) -> None:
     paths = sorted((capture.root / "mask").iterdir())
-    flat = Image.fromarray(np.full((HEIGHT, WIDTH), value, np.uint8))
-    flat.save(paths[0])
+    black = Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8))
+    black.save(paths[0])
     assert load_dtu(capture.config(apply_mask=True)).masks is not None
-    assert ("black everywhere" in caplog.text) == (value == 0)
+    assert "1 of 4 masks are black everywhere" in caplog.text
     for path in paths:
-        flat.save(path)
-    with pytest.raises(DataError, match=r"every mask is .* everywhere.*apply_mask=false"):
+        black.save(path)
+    with pytest.raises(DataError, match=r"every mask is black everywhere.*apply_mask=false"):
         load_dtu(capture.config(apply_mask=True))
 
 
 def test_bad_config_values() -> None:
-    with pytest.raises(ConfigError, match=r"dataset\.img_downscale: 0\.5 is below 1"):
+    with pytest.raises(ConfigError, match=r"dataset\.img_downscale: 0\.5 is not 1 or more"):
         DTUConfig(img_downscale=0.5)
     with pytest.raises(ConfigError, match=r"dataset\.test_steps"):
         DTUConfig(test_steps=0)

@@ -1,0 +1,200 @@
+"""What every capture format is read into before a picture is decoded: views with poses in the world's frame.
+
+A loader turns its files into a :class:`Capture`; ``process_data/capture.py`` makes a ``Scene`` of it.
+Everything here is float64, in world units and in pixels of the full-size pictures.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from utils.errors import DataError
+from utils.images import IMAGE_SUFFIXES
+from utils.lens import project_to_lens
+from utils.types import Lens, SparsePoints
+
+
+@dataclass(frozen=True)
+class View:
+    """One photograph: where it lies and how it was taken."""
+
+    image_path: Path
+    c2w: Float64[np.ndarray, "3 4"]
+    """Camera to world, OpenCV axes, det R = +1."""
+    intrinsics: Float64[np.ndarray, "3 3"]
+    """K in pixels (centres at +0.5) of a picture of ``size``; the pinhole part if there is a lens."""
+    size: tuple[int, int] | None = None
+    """(width, height) that the intrinsics are for; ``None``: that of the file."""
+    lens: Lens | None = None
+    """What bends the rays; ``None`` for a pinhole."""
+    mask_path: Path | None = None
+    depth_path: Path | None = None
+    """``.npy`` of shape (H, W)."""
+    normal_path: Path | None = None
+    """``.npy`` of shape (3, H, W) or (H, W, 3), 0..1 or -1..1, camera axes (OpenCV)."""
+
+    def project(self, points: Float64[np.ndarray, "P 3"]) -> Float64[np.ndarray, "P 2"]:
+        """Pixels at which world points appear; NaN behind the camera or where the lens sees nothing."""
+        in_camera = (points - self.c2w[:, 3]) @ self.c2w[:, :3]
+        if self.lens is not None:
+            return project_to_lens(self.lens, in_camera)
+        depth = np.where(in_camera[:, 2:] > 0, in_camera[:, 2:], np.nan)
+        return (in_camera / depth @ self.intrinsics.T)[:, :2]
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A capture as its files describe it."""
+
+    root: Path
+    views: tuple[View, ...]
+    points: SparsePoints | None = None
+    """In world coordinates; ``observations`` count views as in ``views``."""
+    world_from_scene: Float64[np.ndarray, "4 4"] | None = None
+    """The region that the format itself names, as a similarity from the unit sphere; ``None``: none."""
+    test_views: tuple[int, ...] | None = None
+    """The views that the format itself keeps for measuring; ``None`` if it does not say."""
+    up: Float64[np.ndarray, " 3"] | None = None
+    """Up in the world, where the format defines it; ``None``: estimated from the cameras where needed."""
+
+
+OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0])
+"""Turns camera axes right-up-back (OpenGL, Blender, NeRF) into right-down-forward (OpenCV)."""
+
+
+def checked_pose(matrix: Any, where: object, what: str) -> Float64[np.ndarray, "3 4"]:
+    """Check a camera-to-world matrix and give its upper three rows with an exact rotation.
+
+    Args:
+        matrix: (3, 4) or (4, 4) numbers, nested lists or an array. One common scale of the axes is taken out.
+        where: the file, for the error line.
+        what: which matrix, for the error line: ``"frame images/0001.jpg"``.
+
+    Raises:
+        DataError: not a matrix of numbers, not finite, singular, mirrored (det R < 0) or sheared.
+    """
+    remedy = "write the poses again: rotation (det +1) and camera centre, camera to world"
+    try:
+        pose = np.asarray(matrix, np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(where, f"{what}: the pose is not a matrix of numbers", remedy) from error
+    if pose.shape not in ((3, 4), (4, 4)):
+        raise DataError(where, f"{what}: the pose has shape {pose.shape}, not (4, 4)", remedy)
+    if not np.isfinite(pose).all():
+        raise DataError(where, f"{what}: the pose holds values that are not finite", remedy)
+    if len(pose) == 4 and np.abs(pose[3] - [0.0, 0.0, 0.0, 1.0]).max() > 1e-6:
+        raise DataError(where, f"{what}: the last row of the pose is not 0 0 0 1", remedy)
+    axes = pose[:3, :3]
+    lengths = np.linalg.norm(axes, axis=0)
+    if not lengths.min() > 1e-9 or abs(np.linalg.det(axes / lengths)) < 1e-3:
+        raise DataError(where, f"{what}: the pose is singular", remedy)
+    scale = np.cbrt(np.linalg.det(axes))
+    if scale < 0:
+        raise DataError(where, f"{what}: the pose is mirrored (its rotation has determinant -1)", remedy)
+    if np.abs(axes.T @ axes / scale**2 - np.eye(3)).max() > 0.02:
+        raise DataError(where, f"{what}: the pose is sheared, its axes are not at right angles", remedy)
+    left, _, right = np.linalg.svd(axes)
+    return np.concatenate([left @ right, pose[:3, 3:]], axis=1)
+
+
+def find_root(root_dir: str | None, layout: str) -> Path:
+    """Check that ``dataset.root_dir`` is given and is a folder; ``layout`` says what it should hold.
+
+    Raises:
+        DataError: it is not given or does not exist.
+    """
+    if root_dir is None:
+        raise DataError("dataset.root_dir", "not given", f"add dataset.root_dir=FOLDER; {layout}")
+    root = Path(root_dir).expanduser().resolve()
+    if not root.is_dir():
+        raise DataError(root_dir, "no such folder", f"check dataset.root_dir; {layout}")
+    return root
+
+
+def natural_key(path: Path) -> list[tuple[int, int, str]]:
+    """Sort key under which 2.png comes before 10.png."""
+    parts = re.split(r"(\d+)", path.name.lower())
+    # The first entry keeps numbers and words comparable, the name itself breaks ties such as 1.png and
+    # 01.png.
+    return [(0, int(part), part) if part.isdigit() else (1, 0, part) for part in parts]
+
+
+def list_pictures(folder: Path, layout: str) -> list[Path]:
+    """List the pictures of a capture's folder, as :func:`pictures_in` does.
+
+    Raises:
+        DataError: there is no such folder, or no picture in it.
+    """
+    if not folder.is_dir():
+        raise DataError(folder, "no such folder", f"check dataset.root_dir; {layout}")
+    paths = pictures_in(folder)
+    if not paths:
+        raise DataError(folder, "holds no pictures", f"check dataset.root_dir; {layout}")
+    return paths
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures directly in a folder that exists, in natural order; hidden files do not count."""
+    found = [
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    ]
+    return sorted(found, key=natural_key)
+
+
+def find_picture(path: Path) -> Path | None:
+    """Find a picture as a capture's file names it: as it stands, with another suffix, or another case.
+
+    ``images/a.jpg`` finds ``images/a.JPG`` and ``images/a.png``; a name without a suffix (NeRF-Synthetic's
+    ``./train/r_0``) any picture of that stem. Folders and links that lead nowhere do not count. ``None`` if
+    there is none.
+    """
+    if path.is_file():
+        return path
+    if not path.parent.is_dir():
+        return None
+    wanted = path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
+    found = [
+        other
+        for other in path.parent.iterdir()
+        if other.suffix.lower() in IMAGE_SUFFIXES and other.stem.lower() == wanted.lower() and other.is_file()
+    ]
+    same_kind = [other for other in found if other.suffix.lower() == path.suffix.lower()]
+    return min(same_kind or found, key=natural_key, default=None)
+
+
+def find_masks(root: Path, image_paths: list[Path]) -> list[Path | None]:
+    """Find the mask of each picture among the places where captures keep them.
+
+    For ``images/cat.jpg``: ``masks/`` or ``mask/`` in ``root`` or beside the pictures' folder, as
+    ``cat.png``, ``cat.jpg.png`` or ``cat_mask.png``; or ``cat_mask.png`` beside the picture. Subfolders of
+    the pictures' folder are mirrored below the masks' folder, or left out.
+
+    Returns:
+        One path per picture, ``None`` where there is none.
+    """
+    return [_find_mask(root, path) for path in image_paths]
+
+
+def _find_mask(root: Path, picture: Path) -> Path | None:
+    parents = [parent for parent in (picture.parent, *picture.parent.parents) if parent.is_relative_to(root)]
+    places = [picture.parent]
+    for folder in ("masks", "mask"):
+        for parent in parents:
+            inside = picture.parent.relative_to(parent)
+            # images/left/cat.jpg: masks/left/cat.png, then masks/cat.png.
+            places += [parent / folder / Path(*inside.parts[1:]), parent / folder / inside, parent / folder]
+    for place in dict.fromkeys(places):
+        stems = [f"{picture.stem}_mask"]
+        if place != picture.parent:
+            stems = [picture.stem, picture.name, *stems]
+        for stem in stems:
+            for suffix in (".png", ".PNG", ".jpg", ".JPG", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"):
+                if (place / (stem + suffix)).is_file():
+                    return place / (stem + suffix)
+    return None
