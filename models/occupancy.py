@@ -32,8 +32,8 @@ class OccupancyConfig:
     threshold: float = 0.01
     """A cell is sampled while its value (0..1: the logistic density relative to its peak) is above this."""
     open_until: float = 0.0
-    """Fraction of training before which no observable cell is closed: what the masks show but the surface does not
-    reach yet must keep its samples, or nothing would ever pull the surface there."""
+    """Fraction of training before which no observable cell is closed: what masks show but the surface does
+    not reach yet must keep its samples, or nothing would ever pull the surface there."""
     warmup_updates: int = 8
     """So many updates look at every cell; later ones at random shares."""
     empty_share: float = 0.0625

@@ -55,8 +55,8 @@ class ExportConfig:
     cull_shells: bool = True
     """Drop parts that lie on the wall of the unit sphere with over 30 % of their area (backgrounds)."""
     up: Up | Literal["auto"] = "auto"
-    """Which way is up, for GLB (whose up is +Y) alone: a world axis (x, y, z, -x, -y, -z), or auto, the scene's
-    +z (see dataset.up)."""
+    """Which way is up, for GLB (whose up is +Y) alone: a world axis (x, y, z, -x, -y, -z), or auto, the
+    scene's +z (see dataset.up)."""
     lipschitz: float = 1.5
     """Slope of the signed distance up to which no part of the surface is missed; more is safer, slower."""
     chunk: int = 2**18
@@ -259,7 +259,7 @@ def _write_transform(
         "frame": "ply, obj and stl hold world coordinates: the axes and units of the input cameras. "
         "world = world_from_scene @ [x, y, z, 1] leads there from the unit sphere of training.",
         "up": up.tolist(),
-        "glb": "glb holds world coordinates turned so that the direction up becomes +Y; its colours are linear.",
+        "glb": "glb holds world coordinates turned so that up becomes +Y; its colours are linear light.",
         "step": step,
     }
     try:

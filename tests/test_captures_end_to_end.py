@@ -19,7 +19,7 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_doctor_lists_what_there_is() -> None:
     done = command("--doctor")
     assert done.returncode == 0, done.stderr
-    for name in ("Python", "torch", "pycolmap", "ffmpeg", "rembg"):
+    for name in ("Python", "PyTorch", "pycolmap", "ffmpeg", "rembg"):
         assert name in done.stdout
 
 
@@ -46,7 +46,8 @@ def test_convert_then_inspect_and_train(tmp_path: Path, kind: str, config: str) 
         assert "http://" not in page.replace("http://www.w3.org", "")
         assert "https://" not in page
         return
-    done = command(*use, "--train", "trainer.max_steps=3", "--outputs_dir", tmp_path / "out", "--device", "cpu")
+    short = ["--train", "trainer.max_steps=3", "--device", "cpu", "--outputs_dir", tmp_path / "out"]
+    done = command(*use, *short)
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "out").glob("*/*/ckpt/last.pth"))
 

@@ -30,18 +30,10 @@ class _Tool:
 
 _TOOLS = (
     _Tool(
-        "pycolmap", "pycolmap", "--prepare, COLMAP captures, lens distortion", "pip install 'pycolmap>=4.0'"
+        "pycolmap", "pycolmap", "--prepare, COLMAP captures, lens distortion", "pip install 'pycolmap>=4.2'"
     ),
     _Tool("rembg", "rembg", "--prepare: foreground masks", "pip install 'rembg[cpu]'"),
     _Tool("lpips", "lpips", "--test: LPIPS beside PSNR and SSIM", "pip install lpips"),
-    _Tool("triton", "triton", "fused kernels on CUDA", "comes with PyTorch for CUDA on Linux"),
-    _Tool("nerfacc", "nerfacc", "marching and compositing on CUDA", "pip install nerfacc"),
-    _Tool(
-        "tinycudann",
-        "tinycudann",
-        "hash grid on CUDA",
-        "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch",
-    ),
 )
 
 

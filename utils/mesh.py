@@ -253,7 +253,7 @@ def write_mesh(path: str | Path, mesh: TriangleMesh, y_up: Floats | None = None)
     Args:
         path: where to; the ending chooses the format, missing folders are made.
         mesh: normals and colours are written when present (STL holds neither).
-        y_up: rotation ``(4, 4)`` that turns the mesh's upward direction to +Y, for GLB alone; absent: z is up.
+        y_up: rotation ``(4, 4)`` that turns the mesh's upward direction to +Y, for GLB; absent: z is up.
 
     Raises:
         ExportError: the ending is unknown, or the file cannot be written.

@@ -47,8 +47,8 @@ class Cameras:
     c2w: Float32[Tensor, "N 3 4"]
     """Camera-to-scene poses ``[R | t]``, OpenCV axes, det R = +1."""
     intrinsics: Float32[Tensor, "N 3 3"]
-    """``[[fx, skew, cx], [0, fy, cy], [0, 0, 1]]`` in pixels, for the pixel convention above. Of a camera with
-    a lens it is the pinhole part: good for choosing sizes, not for casting rays."""
+    """``[[fx, skew, cx], [0, fy, cy], [0, 0, 1]]`` in pixels, for the pixel convention above. With a lens
+    it is the pinhole part: good for choosing sizes, not for casting rays."""
     size: Int64[Tensor, "N 2"]
     """(width, height) of each image in pixels."""
     lenses: tuple[Lens, ...] = ()

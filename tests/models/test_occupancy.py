@@ -146,7 +146,8 @@ def test_without_masks_the_frusta_decide() -> None:
     assert torch.equal(either, in_blocks_of_two((first | second) & inside))
     # One training view cannot ask for two.
     alone = scene_of(c2w, 32, 96.0, None, test=(1,))
-    assert torch.equal(observable_cells(alone, OccupancyConfig(resolution=32)), in_blocks_of_two(first & inside))
+    found = observable_cells(alone, OccupancyConfig(resolution=32))
+    assert torch.equal(found, in_blocks_of_two(first & inside))
 
 
 def test_cells_behind_a_camera_are_not_seen() -> None:

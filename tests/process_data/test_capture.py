@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from process_data.capture import CaptureConfig, _use_disk, build_scene
+from process_data.capture import CaptureConfig, build_scene
+from process_data.pictures import _use_disk
 from process_data.views import Capture, View
 from utils.errors import ConfigError, DataError
 from utils.types import Lens, Scene, SparsePoints

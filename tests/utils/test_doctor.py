@@ -32,24 +32,24 @@ def test_table_says_what_is_there() -> None:
     assert "usable of" in found["CPU threads"]
     if not torch.cuda.is_available():
         assert "cpu (no CUDA" in found["device"] or "mps" in found["device"]
-    assert {"rembg", "lpips", "triton", "nerfacc", "tinycudann", "ffmpeg"} <= found.keys()
+    assert {"rembg", "lpips", "ffmpeg"} <= found.keys()
 
 
 def test_absent_tools_come_with_their_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     table, _, remedies = doctor().partition("\n\n")
-    for name in ("pycolmap", "rembg", "lpips", "nerfacc", "tinycudann", "ffmpeg"):
+    for name in ("pycolmap", "rembg", "lpips", "ffmpeg"):
         line = next(line for line in table.splitlines() if line.startswith(name))
         assert line.split()[1] == "absent"
         assert f"  {name}: pip install" in remedies
-    assert len(remedies.splitlines()) == 8
+    assert len(remedies.splitlines()) == 5
 
 
 def test_present_tools_have_no_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(metadata, "version", lambda name: "1.2.3")
     assert "pip install" not in doctor()
-    assert "1.2.3" in rows()["tinycudann"]
+    assert "1.2.3" in rows()["lpips"]
 
 
 def test_broken_installations_are_told_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
