@@ -3,6 +3,9 @@
 python benchmarks/quality.py demo
 python benchmarks/quality.py dtu-wmask --data DIR/dtu_scan65
 python benchmarks/quality.py dtu --data DIR/dtu_scan65
+python benchmarks/quality.py lego --data DIR/nerf_synthetic/lego
+python benchmarks/quality.py alexander --data DIR/alexander
+python benchmarks/quality.py fox --data DIR/fox
 """
 
 import argparse
@@ -19,17 +22,26 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.machine import describe_machine
 
 DTU = ["dataset.holdout=8", "dataset.img_downscale=2"]
+QUARTER_HOUR = ["trainer.max_minutes=15", "trainer.max_steps=100000", "test.video=false"]
 COMMANDS = {
     "demo": ["--config", "confs/neus-synthetic.yaml"],
     "dtu-wmask": ["--config", "confs/neus-dtu-wmask.yaml", *DTU],
     "dtu": ["--config", "confs/neus-dtu.yaml", *DTU],
+    "lego": ["--config", "confs/neus-blender.yaml", "dataset.img_downscale=2", *QUARTER_HOUR],
+    "alexander": ["--config", "confs/neus-colmap-wmask.yaml", *DTU, *QUARTER_HOUR],
+    "fox": [
+        "--config",
+        "confs/neus-transforms.yaml",
+        *("dataset.holdout=8", "dataset.img_downscale=4"),
+        *QUARTER_HOUR,
+    ],
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=COMMANDS)
-    parser.add_argument("--data", help="root_dir of the capture, for the dtu ones")
+    parser.add_argument("--data", help="root_dir of the capture, for all but demo")
     parser.add_argument("--outputs_dir", default="outputs")
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_intermixed_args()

@@ -17,6 +17,7 @@ al., "A real time system for robust 3D voxel reconstruction of human motions", C
 some of the views).
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,11 +25,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, UInt8
 
 from process_data.geometry import nearest_to_lines, view_directions, view_size
 from process_data.views import View
 from utils.types import ImageStack
+
+LOG = logging.getLogger(__name__)
 
 _MASK_SIDE = 200
 """Longer side of the masks that are read, in pixels."""
@@ -43,6 +46,8 @@ _LEAST_SEEN = 0.34
 """Share of the views that have to show a voxel."""
 _HULL_SHARE = 0.95
 """Share of the hull that the ball holds at least; a tail that no camera sees from the side may stick out."""
+_LEAST_OVERLAP = 0.4
+"""Overlap (intersection over union) of a mask with the hull's shadow below which the mask is called odd."""
 _RIM_RAYS = 120
 """Rays along the rim of each mask that the ball must reach."""
 
@@ -89,6 +94,7 @@ def mask_ball(
     if hull is None:
         return None
     voxels, side = hull
+    _warn_of_odd_masks(silhouettes, voxels, side)
     rims = [_rim_rays(silhouette, voxels, side) for silhouette in silhouettes]
     origins = np.concatenate(
         [
@@ -143,18 +149,43 @@ def _rim_rays(
 ) -> Float64[np.ndarray, "R 3"]:
     """World directions along the rim of a mask where the hull reaches it."""
     inside = (silhouette.distance == 0.0).astype(np.uint8)
-    pixels, is_shown = _look_up(silhouette, voxels)
-    explained = np.zeros_like(inside)
-    column, row = pixels[is_shown].astype(int).T
-    explained[row, column] = 1
-    away = float(np.median(np.linalg.norm(voxels - silhouette.view.c2w[:, 3], axis=1)))
-    reach = int(np.ceil(1.5 * side * silhouette.focal / max(away, 1e-12)))
-    explained = cv2.dilate(explained, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
+    explained = _shadow(silhouette, voxels, side)
     rim = inside & (1 - cv2.erode(inside, np.ones((3, 3), np.uint8), borderValue=0)) & explained
     rows, columns = np.nonzero(rim)
     chosen = np.column_stack([columns, rows])[:: 1 + len(rows) // _RIM_RAYS] + 0.5
     rays = view_directions(silhouette.view, chosen / silhouette.scale)
     return rays[np.isfinite(rays).all(axis=1)] @ silhouette.view.c2w[:, :3].T
+
+
+def _shadow(
+    silhouette: _Silhouette, voxels: Float64[np.ndarray, "P 3"], side: float
+) -> UInt8[np.ndarray, "H W"]:
+    """Where the hull appears in a small mask (1), widened by a voxel and a half."""
+    pixels, is_shown = _look_up(silhouette, voxels)
+    shadow = np.zeros(silhouette.distance.shape, np.uint8)
+    column, row = pixels[is_shown].astype(int).T
+    shadow[row, column] = 1
+    away = float(np.median(np.linalg.norm(voxels - silhouette.view.c2w[:, 3], axis=1)))
+    reach = int(np.ceil(1.5 * side * silhouette.focal / max(away, 1e-12)))
+    return np.asarray(cv2.dilate(shadow, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)), np.uint8)
+
+
+def _warn_of_odd_masks(
+    silhouettes: Sequence[_Silhouette], voxels: Float64[np.ndarray, "P 3"], side: float
+) -> None:
+    """Name the pictures whose mask shows something else than the hull that most masks agree on."""
+    odd = []
+    for silhouette in silhouettes:
+        inside, shadow = silhouette.distance == 0.0, _shadow(silhouette, voxels, side) > 0
+        overlap = float((inside & shadow).sum() / (inside | shadow).sum())
+        if overlap < _LEAST_OVERLAP:
+            odd.append(f"{silhouette.view.image_path.name} ({100.0 * overlap:.0f} %)")
+    if odd:
+        LOG.warning(
+            "%d of %d masks show something else than the others do (overlap with their common shape): %s; "
+            "correct them or remove these pictures",
+            *(len(odd), len(silhouettes), ", ".join(odd[:5]) + (" ..." if len(odd) > 5 else "")),
+        )
 
 
 def _silhouettes(views: Sequence[View], masks: ImageStack) -> list[_Silhouette]:
