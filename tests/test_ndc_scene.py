@@ -51,6 +51,15 @@ def test_rays_and_projection_agree_in_the_warped_space() -> None:
         assert (end[:, 2] <= 3**-0.5 + 1e-5).all()
 
 
+def test_the_world_is_looked_at_without_the_warp() -> None:
+    scene = warped_scene()
+    assert scene.metric().cameras.ndc is None
+    pixels, depth, _ = project(scene.metric().cameras, 1, torch.tensor([[0.0, 0.0, 2.0]]))
+    u = 20.0 - 40.0 * float(scene.cameras.c2w[1, 0, 3]) / 2.0
+    torch.testing.assert_close(pixels, torch.tensor([[u, 16.0]]), atol=1e-4, rtol=0)
+    assert depth.item() == pytest.approx(2.0)
+
+
 class Wall:
     """A wall at z = WALL before the cameras, as its field looks in the warped space."""
 

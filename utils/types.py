@@ -17,7 +17,7 @@ annotation is checked as well (jaxtyping + beartype). Absent is ``None``.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -194,6 +194,10 @@ class Scene:
         assert torch.equal(self.cameras.size, self.images.size)
         assert not set(self.train_indices) & set(self.test_indices)
         assert self.world_from_scene.shape == (4, 4)
+
+    def metric(self) -> "Scene":
+        """The same scene without a warped space, for whoever looks at the world and not at the field."""
+        return self if self.cameras.ndc is None else replace(self, cameras=replace(self.cameras, ndc=None))
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def inspect_scene(scene: Scene, folder: Path) -> list[Path]:
     Raises:
         ExportError: a file cannot be written.
     """
-    inspection = inspect(scene)
+    inspection = inspect(scene.metric())
     paths = [folder / f"inspect.{suffix}" for suffix in ("png", "html", "ply")]
     write_png(paths[0], draw_inspection(inspection))
     try:
