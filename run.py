@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 bad input (one line says what and where), 130 interrupted,
 import argparse
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,8 @@ def look_at_data(args: argparse.Namespace) -> None:
 
     for path in inspect_scene(scene, args.out or args.outputs_dir / settings.name / "inspect"):
         print(f"wrote {path}")
-    print(f"next: python run.py --config {args.config or args.resume} --train {' '.join(args.overrides)}")
+    source = ["--config", str(args.config)] if args.config else ["--resume", str(args.resume)]
+    print("next: " + shlex.join(["python", "run.py", *source, "--train", *args.overrides]))
 
 
 def main(argv: list[str]) -> int:
@@ -146,7 +148,8 @@ def main(argv: list[str]) -> int:
         print(f"run.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("run.py: interrupted; go on with --resume latest", file=sys.stderr)
+        remedy = "; go on with --resume latest" if args.train else ""
+        print(f"run.py: interrupted{remedy}", file=sys.stderr)
         return 130
     return 0
 

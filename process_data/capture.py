@@ -17,7 +17,7 @@ from jaxtyping import Float64
 from process_data.cameras import scale_intrinsics, split_views
 from process_data.normalize import RegionMethod, Up, find_world_from_scene
 from process_data.pictures import load_maps, load_pictures, with_masks
-from process_data.views import Capture, View
+from process_data.views import Capture, View, find_masks
 from utils.errors import ConfigError, DataError
 from utils.images import open_picture
 from utils.parallel import map_in_threads
@@ -55,7 +55,7 @@ class CaptureConfig:
     """Factor on the radius, however it was found; above 1 adds surroundings."""
     up: Up = "auto"
     """Axis of the world that becomes the scene's +z: x, y, z, -x, -y, -z; auto: as the format says, or
-    estimated from the cameras; none: leave the axes as they are."""
+    estimated from the cameras if it names no region; none: leave the axes as they are."""
     memory: Literal["auto", "ram", "disk"] = "auto"
     """Where decoded pictures are kept: disk maps a temporary file; auto does that when they would fill over
     half of the free memory."""
@@ -103,6 +103,8 @@ def build_scene(capture: Capture, config: CaptureConfig) -> Scene:
     train, test = _split(capture, config)
     if config.apply_mask:
         views = with_masks(capture.root, views)
+    elif any(find_masks(capture.root, [views[0].image_path])):
+        LOG.info("there are masks, which are not used; dataset.apply_mask=true uses them")
     sizes = [_downscaled(size, config.img_downscale) for size in file_sizes]
     images, masks = load_pictures(
         views, file_sizes, sizes, config.apply_mask, config.background, config.memory

@@ -184,7 +184,7 @@ def _rotation(capture: Capture, poses: Float64[np.ndarray, "N 3 4"], up: Up) -> 
     if up != "auto":
         axis = np.eye(3)["xyz".index(up[-1])] * (-1.0 if up.startswith("-") else 1.0)
         return _turned_to(axis, np.eye(3)[[1, 0, 0]["xyz".index(up[-1])]])
-    if capture.world_from_scene is not None:
+    if capture.up is None and capture.world_from_scene is not None:
         turn = capture.world_from_scene[:3, :3]
         return turn / np.cbrt(np.linalg.det(turn))
     if capture.up is not None:

@@ -17,7 +17,6 @@ import numpy.typing as npt
 import psutil
 import torch
 from jaxtyping import UInt8
-from torch import Tensor
 
 from process_data.views import View, find_masks
 from utils.errors import DataError
@@ -75,26 +74,46 @@ def _disk_folder() -> str:
     return tempfile.gettempdir()
 
 
-def _use_disk(num_bytes: int, memory: str) -> bool:
+def _use_disk(num_bytes: int, memory: str, num_prior_bytes: int = 0) -> bool:
     """Decide where pictures go, and refuse what fits nowhere.
+
+    Args:
+        num_bytes: of the pictures and masks.
+        memory: where they are kept, see ``CaptureConfig``.
+        num_prior_bytes: of the prior maps, which are always in memory.
 
     Raises:
         DataError: neither memory nor disk suffices.
     """
     free = psutil.virtual_memory().available
-    on_disk = memory == "disk" or (memory == "auto" and num_bytes > free // 2)
-    place = _disk_folder() if on_disk else "memory"
-    room = shutil.disk_usage(place).free if on_disk else free
-    gib = 2.0**30
-    if num_bytes > 0.95 * room:
-        raise DataError(
-            "dataset.img_downscale",
-            f"the pictures take {num_bytes / gib:.1f} GiB, and {place} has {room / gib:.1f} GiB free",
-            "raise dataset.img_downscale, or give TMPDIR a folder with more room and set dataset.memory=disk",
-        )
-    if num_bytes > gib:
-        LOG.info("the pictures take %.1f GiB of %.1f GiB free in %s", num_bytes / gib, room / gib, place)
+    in_memory = num_bytes + num_prior_bytes
+    on_disk = memory == "disk" or (memory == "auto" and in_memory > free // 2)
+    folder = _disk_folder()
+    if on_disk and memory == "auto" and in_memory <= 0.95 * free:
+        # More than half of the memory is still better than a disk without room.
+        on_disk = num_bytes <= 0.95 * shutil.disk_usage(folder).free
+    what = "the pictures and prior maps" if num_prior_bytes else "the pictures"
+    more_room = "give TMPDIR a folder with more room and set dataset.memory=disk"
+    needs = [(what, in_memory, free, "memory", more_room)]
+    if on_disk:
+        needs = [("the pictures", num_bytes, shutil.disk_usage(folder).free, folder, more_room)]
+        if num_prior_bytes:
+            needs.append(("the prior maps", num_prior_bytes, free, "memory", "remove the maps"))
+    for what, need, room, place, remedy in needs:
+        if need > 0.95 * room:
+            raise DataError(
+                "dataset.img_downscale",
+                f"{what} take {_readable(need)}, and {place} has {_readable(room)} free",
+                f"raise dataset.img_downscale, or {remedy}",
+            )
+    for what, need, room, place, _ in needs:
+        LOG.info("%s take %s of %s free in %s", what, _readable(need), _readable(room), place)
     return on_disk
+
+
+def _readable(num_bytes: int) -> str:
+    gib = num_bytes / 2.0**30
+    return f"{gib:.1f} GiB" if gib >= 0.1 else f"{1024 * gib:.3g} MiB"
 
 
 def load_pictures(
@@ -119,7 +138,9 @@ def load_pictures(
         DataError: a file is unreadable or of the wrong size, masks say nothing, or memory does not suffice.
     """
     num_pixels = sum(width * height for width, height in sizes)
-    on_disk = _use_disk(num_pixels * (4 if use_masks else 3), memory)
+    # load_maps() takes half-precision maps that every view has.
+    num_priors = all(view.depth_path for view in views) + 3 * all(view.normal_path for view in views)
+    on_disk = _use_disk(num_pixels * (4 if use_masks else 3), memory, 2 * num_priors * num_pixels)
     images = _StackWriter(sizes, 3, on_disk)
     masks = _StackWriter(sizes, 1, on_disk) if use_masks else None
     under = 255 if background == "white" else 0
@@ -251,13 +272,17 @@ def load_maps(
             missing = sum(path is None for path in paths)
             LOG.warning("%d of %d views have no prior map: none is used", missing, len(paths))
         return None
-    maps = map_in_threads(
-        lambda index: _read_map(Path(str(paths[index])), sizes[index], channels), range(len(paths)), "priors"
-    )
     size = torch.tensor(sizes, dtype=torch.int64)
     counts = size.prod(dim=1)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)[:-1]])
-    pixels: Tensor = torch.cat([torch.from_numpy(values).view(-1, channels) for values in maps])
+    pixels = torch.empty(int(counts.sum()), channels, dtype=torch.float16)
+
+    def load(index: int) -> None:
+        start = int(offsets[index])
+        values = _read_map(Path(str(paths[index])), sizes[index], channels)
+        pixels[start : start + int(counts[index])] = torch.from_numpy(values).view(-1, channels)
+
+    map_in_threads(load, range(len(paths)), "priors")
     return ImageStack(pixels, size, offsets)
 
 
@@ -266,15 +291,19 @@ def _read_map(path: Path, size: tuple[int, int], channels: int) -> npt.NDArray[n
     remedy = f"expected is a .npy array of {'(H, W)' if channels == 1 else '(3, H, W)'} numbers"
     try:
         values = np.asarray(np.load(path, allow_pickle=False), np.float32)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, TypeError) as error:
         raise DataError(path, f"not a readable .npy file ({error})", remedy) from error
     if channels == 3 and values.ndim == 3 and values.shape[0] == 3:
         values = values.transpose(1, 2, 0)
-    values = values.reshape(*values.shape[:2], -1) if values.ndim >= 2 else values
-    if values.ndim != 3 or values.shape[2] != channels:
+    values = values.reshape(*values.shape[:2], -1) if values.ndim >= 2 and values.size else values
+    if values.ndim != 3 or values.shape[2] != channels or values.size == 0:
         raise DataError(path, f"has shape {values.shape}", remedy)
     if not np.isfinite(values).all():
         raise DataError(path, "holds values that are not finite", remedy)
+    largest = float(np.abs(values).max())
+    if channels == 1 and largest > float(np.finfo(np.float16).max):
+        what = f"holds depths up to {largest:g}, above 65504, the largest in half precision"
+        raise DataError(path, what, "store it in metres")
     values = cv2.resize(values, size, interpolation=cv2.INTER_AREA).reshape(size[1], size[0], channels)
     if channels == 3:
         # Normals stored as colours lie in 0..1.

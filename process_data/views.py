@@ -4,6 +4,7 @@ A loader turns its files into a :class:`Capture`; ``process_data/capture.py`` ma
 Everything here is float64, in world units and in pixels of the full-size pictures.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,7 @@ def natural_key(path: Path) -> list[tuple[int, int, str]]:
     parts = re.split(r"(\d+)", path.name.lower())
     # The first entry keeps numbers and words comparable, the name itself breaks ties such as 1.png and
     # 01.png.
-    return [(0, int(part), part) if part.isdigit() else (1, 0, part) for part in parts]
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts]
 
 
 def list_pictures(folder: Path, layout: str) -> list[Path]:
@@ -150,22 +151,24 @@ def pictures_in(folder: Path) -> list[Path]:
 def find_picture(path: Path) -> Path | None:
     """Find a picture as a capture's file names it: as it stands, with another suffix, or another case.
 
-    ``images/a.jpg`` finds ``images/a.JPG`` and ``images/a.png``; a name without a suffix (NeRF-Synthetic's
-    ``./train/r_0``) any picture of that stem. Folders and links that lead nowhere do not count. ``None`` if
-    there is none.
+    ``images/a.jpg`` finds ``images/a.JPG``, ``images/a.jpg.png`` and ``images/a.png``, in this order; a name
+    without a suffix (NeRF-Synthetic's ``./train/r_0``) any picture of that stem. Folders and links that lead
+    nowhere do not count. ``None`` if there is none.
     """
     if path.is_file():
         return path
     if not path.parent.is_dir():
         return None
-    wanted = path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
+    name = path.name.lower()
+    stem = path.stem.lower() if path.suffix.lower() in IMAGE_SUFFIXES else name
     found = [
         other
         for other in path.parent.iterdir()
-        if other.suffix.lower() in IMAGE_SUFFIXES and other.stem.lower() == wanted.lower() and other.is_file()
+        if other.suffix.lower() in IMAGE_SUFFIXES and other.stem.lower() in (name, stem) and other.is_file()
     ]
-    same_kind = [other for other in found if other.suffix.lower() == path.suffix.lower()]
-    return min(same_kind or found, key=natural_key, default=None)
+    same_name = [other for other in found if other.name.lower() == name]
+    longer_name = [other for other in found if other.stem.lower() == name]
+    return min(same_name or longer_name or found, key=natural_key, default=None)
 
 
 def find_masks(root: Path, image_paths: list[Path]) -> list[Path | None]:
@@ -173,15 +176,18 @@ def find_masks(root: Path, image_paths: list[Path]) -> list[Path | None]:
 
     For ``images/cat.jpg``: ``masks/`` or ``mask/`` in ``root`` or beside the pictures' folder, as
     ``cat.png``, ``cat.jpg.png`` or ``cat_mask.png``; or ``cat_mask.png`` beside the picture. Subfolders of
-    the pictures' folder are mirrored below the masks' folder, or left out.
+    the pictures' folder are mirrored below the masks' folder, or left out. Names in another case count where
+    there is none in the same.
 
     Returns:
         One path per picture, ``None`` where there is none.
     """
-    return [_find_mask(root, path) for path in image_paths]
+    listings: dict[Path, dict[str, list[str]]] = {}
+    return [_find_mask(root, path, listings) for path in image_paths]
 
 
-def _find_mask(root: Path, picture: Path) -> Path | None:
+def _find_mask(root: Path, picture: Path, listings: dict[Path, dict[str, list[str]]]) -> Path | None:
+    """Find one mask; ``listings`` keeps what the folders hold from one picture to the next."""
     parents = [parent for parent in (picture.parent, *picture.parent.parents) if parent.is_relative_to(root)]
     places = [picture.parent]
     for folder in ("masks", "mask"):
@@ -189,12 +195,25 @@ def _find_mask(root: Path, picture: Path) -> Path | None:
             inside = picture.parent.relative_to(parent)
             # images/left/cat.jpg: masks/left/cat.png, then masks/cat.png.
             places += [parent / folder / Path(*inside.parts[1:]), parent / folder / inside, parent / folder]
+    other_case = []
     for place in dict.fromkeys(places):
+        if place not in listings:
+            listings[place] = _names_by_lower_case(place)
         stems = [f"{picture.stem}_mask"]
         if place != picture.parent:
             stems = [picture.stem, picture.name, *stems]
         for stem in stems:
             for suffix in (".png", ".PNG", ".jpg", ".JPG", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"):
-                if (place / (stem + suffix)).is_file():
+                names = listings[place].get((stem + suffix).lower(), [])
+                if stem + suffix in names and (place / (stem + suffix)).is_file():
                     return place / (stem + suffix)
-    return None
+                other_case += [place / name for name in names]
+    return next((path for path in other_case if path.is_file()), None)
+
+
+def _names_by_lower_case(folder: Path) -> dict[str, list[str]]:
+    """What a folder holds, if it exists: the names in order, by their lower-case form."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
+        found.setdefault(name.lower(), []).append(name)
+    return found

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from process_data.geometry import up_axis
 from utils.errors import ConfigError, ExportError
 from utils.extraction import extract_surface
 from utils.images import write_png
@@ -55,8 +56,8 @@ class ExportConfig:
     cull_shells: bool = True
     """Drop parts that lie on the wall of the unit sphere with over 30 % of their area (backgrounds)."""
     up: Up | Literal["auto"] = "auto"
-    """Which way is up, for GLB (whose up is +Y) alone: a world axis (x, y, z, -x, -y, -z), or auto, the
-    scene's +z (see dataset.up)."""
+    """Which way is up, for GLB (whose up is +Y) alone: a world axis (x, y, z, -x, -y, -z), or auto: the axis
+    of the scene that is up for the cameras, +z unless the format has axes of its own (see dataset.up)."""
     lipschitz: float = 1.5
     """Slope of the signed distance up to which no part of the surface is missed; more is safer, slower."""
     chunk: int = 2**18
@@ -169,7 +170,7 @@ def export_mesh(
     world_from_scene = scene.world_from_scene.cpu().numpy()
     mesh = transform_mesh(in_scene, world_from_scene)
 
-    y_up = _y_up(settings.up, world_from_scene)
+    y_up = _y_up(settings.up, scene)
     paths = [folder / f"mesh.{ending}" for ending in settings.formats]
     for path in paths:
         write_mesh(path, mesh, y_up)
@@ -240,13 +241,18 @@ def _chunks(count: int, chunk: int) -> Iterator[slice]:
     return (slice(start, start + chunk) for start in range(0, count, chunk))
 
 
-def _y_up(up: str, world_from_scene: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _y_up(up: Up | Literal["auto"], scene: Scene) -> npt.NDArray[np.float64]:
     """The rotation (4, 4) from world axes to GLB's, whose +Y points up."""
     if up != "auto":
-        return y_up_from(up)  # type: ignore[arg-type]
+        return y_up_from(up)
+    seen = up_axis(scene.cameras.c2w.double().numpy())
+    # Axes of a region that the format names may mean nothing: believe them where the cameras agree.
+    steepest = int(np.abs(seen).argmax())
+    axis = ("-" if seen[steepest] < 0 else "") + "xyz"[steepest]
+    world_from_scene = scene.world_from_scene.numpy()
     turn = np.eye(4)
     turn[:3, :3] = world_from_scene[:3, :3].T / np.cbrt(np.linalg.det(world_from_scene[:3, :3]))
-    return y_up_from("z") @ turn
+    return y_up_from(cast(Up, axis)) @ turn
 
 
 def _write_transform(

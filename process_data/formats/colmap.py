@@ -110,26 +110,28 @@ def find_images_dir(
 def _make_views(
     root: Path, images_dir: Path, model: ColmapModel, with_masks: bool
 ) -> tuple[tuple[View, ...], dict[int, int]]:
-    """Make a view of every registered photograph whose file exists, in natural order of the names.
+    """Make a view of every registered photograph whose file exists, once, in natural order of the names.
 
     Returns:
         The views, and the index of each by COLMAP's image id.
     """
     # Names count from the folder that COLMAP was given; some give it the capture's.
-    found = [
+    named = [
         (image, find_picture(images_dir / image.name) or find_picture(root / image.name))
         for image in model.images()
     ]
-    _report_photos(images_dir, found)
+    _report_photos(images_dir, named)
+    found = _without_repeats(model, named)
     pose_file = model.file("frames") if model.file("frames").is_file() else model.file("images")
     # Masks are named after the photographs that COLMAP saw, not after smaller copies of another format.
     mask_root = images_dir if images_dir.is_relative_to(root) else root / "images"
     lenses: dict[int, Lens] = {}
     views: list[View] = []
     indices: dict[int, int] = {}
-    for image, path in found:
-        if path is None:
-            continue
+    masks: list[Path | None] = [None] * len(found)
+    if with_masks:
+        masks = find_masks(root, [mask_root / image.name for image, _ in found])
+    for (image, path), mask in zip(found, masks, strict=True):
         if image.camera_id not in lenses:
             lenses[image.camera_id] = _checked_lens(model, image.camera_id)
         lens = lenses[image.camera_id]
@@ -141,10 +143,29 @@ def _make_views(
                 intrinsics=pinhole_part(lens),
                 size=lens.size,
                 lens=None if lens.model in PINHOLES else lens,
-                mask_path=find_masks(root, [mask_root / image.name])[0] if with_masks else None,
+                mask_path=mask,
             )
         )
     return tuple(views), indices
+
+
+def _without_repeats(model: ColmapModel, found: list[tuple[Any, Path | None]]) -> list[tuple[Any, Path]]:
+    """The photographs that have a file, each file once."""
+    kept: dict[Path, Any] = {}
+    repeated = []
+    for image, path in found:
+        if path in kept:
+            repeated.append(image.name)
+        elif path is not None:
+            kept[path] = image
+    if repeated:
+        LOG.warning(
+            "%s: %d photos are placed twice, the first counts: %s",
+            model.file("images"),
+            len(repeated),
+            repeated[0],
+        )
+    return [(image, path) for path, image in kept.items()]
 
 
 def _pose(image: Any, file: Path) -> Float64[np.ndarray, "3 4"]:

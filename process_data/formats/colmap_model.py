@@ -47,8 +47,8 @@ class ColmapModel:
         return self.folder / (part + self.suffix)
 
     def images(self) -> list[Any]:
-        """The registered photographs, in natural order of their names."""
-        ids = self.reconstruction.reg_image_ids()
+        """The registered photographs, in natural order of their names, then of their ids."""
+        ids = sorted(self.reconstruction.reg_image_ids())
         return sorted((self.reconstruction.image(i) for i in ids), key=lambda image: _name_key(image.name))
 
 
@@ -123,6 +123,8 @@ def _read_model(folder: Path) -> ColmapModel:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         what = f"COLMAP cannot read the {suffix} files of this model ({first})"
         raise DataError(folder, what, REMEDY) from error
+    if suffix == ".txt":
+        _check_text_images(model)
     if model.reconstruction.num_reg_images() == 0:
         raise DataError(model.file("images"), "places no photographs", REMEDY)
     try:
@@ -147,6 +149,32 @@ def _check_text(model: ColmapModel) -> None:
         for number, entries in numbered[:: 2 if part == "images" else 1]:
             if entries and not all(place < len(entries) and _is_number(entries[place]) for place in places):
                 raise DataError(model.file(part), f"line {number} is not as COLMAP writes it", REMEDY)
+
+
+def _check_text_images(model: ColmapModel) -> None:
+    """Find photographs that pycolmap took for the second line, about what it sees, of the one before.
+
+    Raises:
+        DataError: there are more or fewer lines that place photographs than photographs that were read.
+    """
+    with model.file("images").open(encoding="utf-8", errors="replace") as lines:
+        num_lines = sum(_places_image(line) for line in lines)
+    num_images = model.reconstruction.num_images()
+    if num_lines != num_images:
+        what = f"{num_lines} lines place photographs, but {num_images} can be read"
+        remedy = f"write two lines for each photograph, the second may be empty; or {REMEDY}"
+        raise DataError(model.file("images"), what, remedy)
+
+
+def _places_image(line: str) -> bool:
+    """Whether a line is IMAGE_ID, QW..QZ, TX..TZ, CAMERA_ID, NAME, and not a list of X, Y, POINT3D_ID."""
+    entries = line.split(maxsplit=9)
+    if len(entries) < 10 or not (entries[0].isdecimal() and entries[8].isdecimal()):
+        return False
+    if not all(map(_is_number, entries[1:8])):
+        return False
+    name = entries[9].split()
+    return len(name) % 3 != 0 or not all(map(_is_number, name))
 
 
 def _is_number(text: str) -> bool:

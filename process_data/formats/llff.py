@@ -17,7 +17,6 @@ along the optical axis.
 Source: Mildenhall et al., Local Light Field Fusion, SIGGRAPH 2019, https://github.com/Fyusion/LLFF.
 """
 
-import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,12 +26,11 @@ from jaxtyping import Float64
 
 from process_data.capture import CaptureConfig, build_scene
 from process_data.formats.colmap import find_images_dir
+from process_data.geometry import up_axis
 from process_data.views import Capture, View, checked_pose, find_root, list_pictures
 from utils.errors import ConfigError, DataError
 from utils.ndc import NDC, average_pose, frame_of
 from utils.types import Scene
-
-LOG = logging.getLogger(__name__)
 
 _LAYOUT = "expected are images/ (or images_4/, images_8/) and poses_bounds.npy"
 _REMEDY = "write it again with LLFF's imgs2poses.py, or copy it again from the original"
@@ -69,27 +67,21 @@ def load_llff(config: LLFFConfig) -> Scene:
     path = root / "poses_bounds.npy"
     c2w, hwf, bounds = _read_poses(path)
     images_dir, downscale = find_images_dir(root, config.images_dir, config.img_downscale, _LAYOUT)
-    pictures = list_pictures(images_dir, _LAYOUT)
+    # LLFF's scripts sort names as text, 10.png before 2.png, and poses belong to pictures by position.
+    pictures = sorted(list_pictures(images_dir, _LAYOUT), key=lambda picture: picture.name)
     if len(pictures) != len(c2w):
         raise DataError(
             path,
             f"{len(c2w)} poses for {len(pictures)} pictures in {images_dir.name}/",
             "poses belong to pictures by position, so there must be exactly one each",
         )
-    if pictures != sorted(pictures):
-        LOG.warning(
-            "%s: 2 is taken before 10, though LLFF itself sorts names as text; give them leading zeros, in "
-            "the order of the poses, to be sure",
-            images_dir,
-        )
     views = tuple(
         View(picture, pose, _intrinsics(h, w, f), size=(round(w), round(h)))
         for picture, pose, (h, w, f) in zip(pictures, c2w, hwf, strict=True)
     )
     region = region_of(views, bounds)
-    scene = build_scene(
-        Capture(root, views, world_from_scene=region), replace(config, img_downscale=downscale)
-    )
+    capture = Capture(root, views, world_from_scene=region, up=up_axis(c2w))
+    scene = build_scene(capture, replace(config, img_downscale=downscale))
     if not config.ndc:
         return scene
     return replace(scene, cameras=replace(scene.cameras, ndc=ndc_of(config, scene)))

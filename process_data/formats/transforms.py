@@ -45,6 +45,7 @@ from process_data.formats.transforms_file import (
     read_frames,
     read_json,
 )
+from process_data.geometry import up_axis
 from process_data.inspection.conventions import Axes, Direction, check_matrices, require_convention
 from process_data.views import Capture, checked_pose
 from utils.errors import DataError
@@ -72,7 +73,7 @@ class TransformsConfig(CaptureConfig):
     poses: Literal["c2w", "w2c"] = "c2w"
     """What transform_matrix maps: camera to world, or world to camera; not used with convention=auto."""
     use_aabb: bool = False
-    """Without an aabb in the file: take instant-ngp's unit cube (aabb_scale 1) as the region."""
+    """Without an aabb in the file: take instant-ngp's box, its unit cube times aabb_scale, as the region."""
 
 
 def load_transforms(config: TransformsConfig) -> Scene:
@@ -94,13 +95,17 @@ def load_transforms(config: TransformsConfig) -> Scene:
     views = tuple(
         frame_view(frame, convention, poses, world_from_file, config.apply_mask) for frame in frames
     )
+    region, up = _region(content, path, world_from_file, config.use_aabb), _up(content, path, world_from_file)
+    if region is not None and up is None:
+        # A box has no upper side.
+        up = up_axis(np.stack([view.c2w for view in views]))
     capture = Capture(
         path.parent,
         views,
         points=_read_points(content, path, world_from_file),
-        world_from_scene=_region(content, path, world_from_file, config.use_aabb),
+        world_from_scene=region,
         test_views=test_views,
-        up=_up(content, path, world_from_file),
+        up=up,
     )
     return build_scene(capture, config)
 
@@ -210,7 +215,12 @@ def _read_points(
     if name is None:
         return None
     ply_path = path.parent / str(name).replace("\\", "/")
-    if not ply_path.is_file():
+    try:
+        is_there = ply_path.is_file()
+    except (OSError, ValueError) as error:
+        what = f"ply_file_path {str(name)[:80]!r} cannot be looked up ({error.__class__.__name__})"
+        raise DataError(path, what, "correct ply_file_path, or remove it") from error
+    if not is_there:
         LOG.warning("%s: ply_file_path names %s, which does not exist: no sparse points", path, name)
         return None
     import trimesh  # Only captures with sparse points need it.
@@ -244,7 +254,7 @@ def _read_points(
 def _region(
     content: dict[str, Any], path: Path, world_from_file: Float64[np.ndarray, "4 4"], use_aabb: bool
 ) -> Float64[np.ndarray, "4 4"] | None:
-    """The unit sphere that the file names: around ``aabb`` or ``render_aabb``, or within instant-ngp's cube.
+    """The unit sphere that the file names: around ``aabb`` or ``render_aabb``, or within instant-ngp's box.
 
     ``aabb`` is in the frame of the poses, ``render_aabb`` in instant-ngp's unit cube, with axes (y, z, x).
     """
@@ -258,8 +268,12 @@ def _region(
         if not radius > 0:
             raise DataError(path, f"{key} is empty", f"write two corners that differ, or remove {key}")
     elif use_aabb:
-        key = "the unit cube of instant-ngp"
-        center, radius = (0.5 - offset) / scale, 0.5 / scale
+        key = "the unit cube of instant-ngp, times aabb_scale,"
+        side = content.get("aabb_scale")
+        side = 1.0 if side is None else checked_number(side, path, "aabb_scale")
+        if not side > 0:
+            raise DataError(path, f"aabb_scale is {side:g}", "write a factor above 0, or remove it")
+        center, radius = (0.5 - offset) / scale, 0.5 * side / scale
     else:
         return None
     LOG.info("%s gives the region: centre %s, radius %.4g in the poses' frame", key, center.round(4), radius)

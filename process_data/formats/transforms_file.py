@@ -28,6 +28,8 @@ _PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL"
 _MODELS = (*_PERSPECTIVE, "OPENCV_FISHEYE", "EQUIRECTANGULAR")
 _FOREIGN_LENSES = ("ftheta_p0", "latlong", "equirectangular", "orthographic")
 """Keys by which instant-ngp names lenses that COLMAP's models do not cover."""
+_FOREIGN_TERMS = ("k5", "k6", "p3", "p4", "s1", "s2", "s3", "s4", "b1", "b2")
+"""Terms of other programs' lenses that are not read."""
 
 # ----------------------------------------------------------------------------------------------------------
 # the file
@@ -308,6 +310,8 @@ def _central_lens(frame: Frame, model: str, size: tuple[int, int]) -> Lens:
         size[0] / 2 if center_x is None else center_x,
         size[1] / 2 if center_y is None else center_y,
     )
+    _refuse_other_resolution(frame, size)
+    _refuse_unused(frame, model, {key: frame.number(key) or 0.0 for key in _FOREIGN_TERMS})
     k1, k2, k3, k4, p1, p2 = (frame.number(key) or 0.0 for key in ("k1", "k2", "k3", "k4", "p1", "p2"))
     if model == "OPENCV_FISHEYE":
         _refuse_unused(frame, model, {"p1": p1, "p2": p2})
@@ -328,6 +332,19 @@ def _refuse_unused(frame: Frame, model: str, terms: dict[str, float]) -> None:
                 frame.path,
                 f"{frame.title}: camera model {model} has no {key}, but {key} is {value}",
                 f"set {key} to 0 if it is negligible, correct camera_model, or undistort the photographs",
+            )
+
+
+def _refuse_other_resolution(frame: Frame, size: tuple[int, int]) -> None:
+    """Where the file gives no size, find cameras for another resolution by their principal point."""
+    for key, length_key, length in (("cx", "w", size[0]), ("cy", "h", size[1])):
+        center = frame.number(key)
+        if center is not None and frame.get(length_key) is None and not 0.2 <= center / length <= 0.8:
+            raise DataError(
+                frame.path,
+                f"{frame.title}: {key} is {center:g}, but the picture is {size[0]}x{size[1]}: "
+                "the camera seems to be for another resolution",
+                "add w and h, the size that the camera is for, to the file",
             )
 
 

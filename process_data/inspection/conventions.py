@@ -319,22 +319,3 @@ def require_convention(report: ConventionReport, where: object) -> tuple[Axes, D
         f"the convention of the poses cannot be found; {report.reason}; rays that meet: {scores}",
         "set dataset.convention by hand",
     )
-
-
-def choose_convention(
-    matrices: Float64[np.ndarray, "N 4 4"],
-    intrinsics: Float64[np.ndarray, "N 3 3"],
-    lenses: Sequence[Lens | None],
-    image_paths: Sequence[Path],
-    sizes: Sequence[tuple[int, int]] | None = None,
-) -> tuple[Axes, Direction]:
-    """Find the convention that pose matrices follow; arguments as for :func:`check_matrices`.
-
-    Returns:
-        ``("opengl" | "opencv", "c2w" | "w2c")``, to be given to :func:`read_as`.
-
-    Raises:
-        DataError: no convention wins clearly, a matrix is no pose, or a picture is missing or unreadable.
-    """
-    report = check_matrices(matrices, intrinsics, lenses, image_paths, sizes)
-    return require_convention(report, image_paths[0].parent if image_paths else "dataset.convention")

@@ -40,10 +40,10 @@ from process_data.prepare.colmap import (
 from process_data.prepare.diagnosis import diagnose
 from process_data.prepare.folder import (
     SUMMARY,
-    WRITTEN,
+    Made,
     check_places,
     claim_folder,
-    display_path,
+    command,
     remove,
     write_config,
 )
@@ -55,7 +55,6 @@ from utils.schema import describe, fields_of, unknown_key
 
 LOG = logging.getLogger(__name__)
 
-_KEPT_ON_FAILURE = ("colmap.log", SUMMARY)
 _MAX_EXHAUSTIVE = 150
 _CAMERA_MODELS = (
     "SIMPLE_PINHOLE",
@@ -95,7 +94,7 @@ class PrepareConfig:
     undistort: bool = False
     """Write pinhole pictures instead of those with the lens's distortion."""
     overwrite: bool = False
-    """Delete what an earlier --prepare wrote to the folder."""
+    """Delete what an earlier --prepare, finished or not, wrote to the folder."""
 
     def __post_init__(self) -> None:
         limits = {"frames": 3, "max_features": 100, "feature_size": 100}
@@ -178,7 +177,7 @@ def prepare(source: Path, out: Path, overrides: list[str]) -> PrepareSummary:
     Raises:
         ConfigError: a key or value is wrong.
         DataError: the source cannot be used, ``out`` is not empty, or too few photos could be placed; then
-            ``out`` keeps colmap.log only.
+            ``out`` keeps colmap.log and prepare.json, which says which ones.
         BackendError: pycolmap is missing.
     """
     config = parse_prepare(overrides)
@@ -188,22 +187,20 @@ def prepare(source: Path, out: Path, overrides: list[str]) -> PrepareSummary:
     source, out = source.expanduser(), out.expanduser()
     check_places(source, out)
     claim_folder(out, config.overwrite)
-    unfinished = PrepareSummary("unfinished", str(source.resolve()))
-    _write_summary(out, unfinished)
+    preparation = _Preparation(source, out, config)
+    _write_summary(out, preparation.summary)
     try:
-        summary = _Preparation(source, out, config).run()
+        preparation.run()
     except BaseException as error:
-        for name in WRITTEN:
-            if name not in _KEPT_ON_FAILURE:
-                remove(out / name)
+        preparation.made.remove_all()
         reason = str(error) if isinstance(error, UserError) else type(error).__name__
-        _write_summary(out, dataclasses.replace(unfinished, status="failed", reason=reason))
+        _write_summary(out, dataclasses.replace(preparation.summary, status="failed", reason=reason))
         raise
-    remove(out / ".work")
+    remove(preparation.made.path(".work"))
+    summary = dataclasses.replace(preparation.summary, status="done")
     _write_summary(out, summary)
-    config_path = display_path(out / "neus.yaml")
-    print(f"look:  python run.py --config {config_path} --inspect")
-    print(f"train: python run.py --config {config_path} --train")
+    print(f"look:  {command(out / 'neus.yaml', '--inspect')}")
+    print(f"train: {command(out / 'neus.yaml', '--train')}")
     return summary
 
 
@@ -213,8 +210,11 @@ class _Preparation:
     def __init__(self, source: Path, out: Path, config: PrepareConfig) -> None:
         self.source, self.out, self.config = source, out, config
         self.seconds: dict[str, float] = {}
+        self.made = Made(out)
+        self.summary = PrepareSummary("unfinished", str(source.resolve()))
+        """What is known so far."""
 
-    def run(self) -> PrepareSummary:
+    def run(self) -> None:
         """Photos, masks, COLMAP, output."""
         start = time.perf_counter()
         photos, folder = self._collect()
@@ -229,59 +229,72 @@ class _Preparation:
         elif self.config.masks == "auto":
             LOG.info("no masks found; the surroundings are trained as well")
 
+        self.summary = dataclasses.replace(self.summary, photos=len(photos), masks=masks)
         colmap, model = self._reconstruct(photos, feature_masks)
-        self.seconds.update(colmap.seconds)
+        if not self._is_enough(model, photos):
+            self._summarize(colmap, model, photos)
+            raise self._failure(colmap, photos)
+        assert model is not None
         if self.config.undistort:
             self._take_undistorted(colmap, model, masks is not None)
         else:
-            (self.out / "sparse").mkdir()
-            model.folder.rename(self.out / "sparse" / "0")
+            sparse = self.made.path("sparse")
+            sparse.mkdir()
+            model.folder.rename(sparse / "0")
+        self.made.path("neus.yaml")
         write_config(self.out, masks is not None)
-        placed = set(model.placed)
-        summary = PrepareSummary(
-            status="done",
-            source=str(self.source.resolve()),
-            photos=len(photos),
+        self._summarize(colmap, model, photos)
+
+    def _summarize(self, colmap: Colmap, model: Model | None, photos: list[Collected]) -> None:
+        """Fill the summary, and log it."""
+        self.seconds.update(colmap.seconds)
+        placed = set() if model is None else set(model.placed)
+        self.summary = dataclasses.replace(
+            self.summary,
             registered=len(placed),
             left_out=tuple(photo.path.name for photo in photos if photo.path.name not in placed),
-            points=model.num_points,
-            mean_reprojection_error=round(model.mean_reprojection_error, 4),
-            mean_track_length=round(model.mean_track_length, 3),
-            cameras=model.cameras,
-            masks=masks,
             seconds={stage: round(seconds, 2) for stage, seconds in self.seconds.items()},
         )
-        _log_summary(summary, model.other_models)
-        return summary
+        if model is not None:
+            self.summary = dataclasses.replace(
+                self.summary,
+                points=model.num_points,
+                mean_reprojection_error=round(model.mean_reprojection_error, 4),
+                mean_track_length=round(model.mean_track_length, 3),
+                cameras=model.cameras,
+            )
+        _log_summary(self.summary, () if model is None else model.other_models)
 
     def _collect(self) -> tuple[list[Collected], Path]:
         """Fill images/; also give the folder where the user's photos lie."""
-        images = self.out / "images"
+        images = self.made.path("images")
         if not self.source.is_file():
             folder = photo_folder(self.source)
             return collect_photos(folder, images, self.config.max_size), folder
-        picked = self.out / ".work" / "picked"
-        frames = extract_frames(self.source, picked, self.out / "frames.csv", self.config.frames)
+        picked = self.made.path(".work") / "picked"
+        frames = extract_frames(self.source, picked, self.made.path("frames.csv"), self.config.frames)
         require_photos(self.source, len(frames))
         return collect_photos(picked, images, self.config.max_size), picked
 
     def _mask(self, photos: list[Collected], folder: Path) -> tuple[str | None, Path | None]:
         """Fill masks/; give where they are from, and the folder of those that limit the features."""
-        target = self.out / "masks"
+        target = self.made.path("masks")
         masks = make_masks(self.config.masks, photos, folder, target)
         if not self.config.turntable:
             return masks, None
         if masks is not None:
             return masks, target
         if self.config.masks == "none":
-            target = self.out / ".work" / "motion"
+            target = self.made.path(".work") / "motion"
             write_motion_masks(photos, target)
             return None, target
         write_motion_masks(photos, target)
         LOG.warning("masks/ was estimated from what moves; look at it before you train on it")
         return "masks estimated from what moves", target
 
-    def _reconstruct(self, photos: list[Collected], feature_masks: Path | None) -> tuple[Colmap, Model]:
+    def _reconstruct(
+        self, photos: list[Collected], feature_masks: Path | None
+    ) -> tuple[Colmap, Model | None]:
         """Place the photos, if need be once more with all pairs."""
         config = self.config
         is_long = self.source.is_file() or len(photos) > _MAX_EXHAUSTIVE
@@ -294,7 +307,7 @@ class _Preparation:
             Photo(photo.path, photo.size, feature_masks and feature_masks / f"{photo.path.stem}.png")
             for photo in photos
         ]
-        colmap = Colmap(self.out / ".work" / "colmap", self.out / "colmap.log", views)
+        colmap = Colmap(self.made.path(".work") / "colmap", self.made.path("colmap.log"), views)
         colmap.extract(config.camera_model, config.single_camera, config.max_features, config.feature_size)
         colmap.match(pairs, config.turntable)
         model = colmap.map()
@@ -308,22 +321,17 @@ class _Preparation:
             )
             colmap.match(every_pair, config.turntable)
             model = colmap.map()
-        if model is None or not self._is_enough(model, photos):
-            raise self._failure(colmap, model, photos)
         return colmap, model
 
     def _is_enough(self, model: Model | None, photos: list[Collected]) -> bool:
         return model is not None and len(model.placed) >= self.config.min_registered * len(photos)
 
-    def _failure(self, colmap: Colmap, model: Model | None, photos: list[Collected]) -> DataError:
-        """The line that says why too few photos were placed."""
-        placed = set() if model is None else set(model.placed)
-        left_out = [photo.path.name for photo in photos if photo.path.name not in placed]
+    def _failure(self, colmap: Colmap, photos: list[Collected]) -> DataError:
+        """The line that says why too few photos were placed; needs the summary."""
+        placed, left_out = self.summary.registered, self.summary.left_out
         diagnosis = diagnose(colmap.num_features(), colmap.pairs(), [photo.sharpness for photo in photos])
         names = ", ".join(left_out[:4]) + (f" and {len(left_out) - 4} more" if len(left_out) > 4 else "")
-        what = (
-            f"only {len(placed)} of {len(photos)} photos could be placed: {diagnosis.what}; left out: {names}"
-        )
+        what = f"only {placed} of {len(photos)} photos could be placed: {diagnosis.what}; left out: {names}"
         return DataError(self.source, what, diagnosis.remedy)
 
     def _take_undistorted(self, colmap: Colmap, model: Model, has_masks: bool) -> None:
@@ -334,8 +342,9 @@ class _Preparation:
         for name in ("images", "masks") if has_masks else ("images",):
             remove(self.out / name)
             (folder / name).rename(self.out / name)
-        (self.out / "sparse").mkdir()
-        (folder / "sparse").rename(self.out / "sparse" / "0")
+        sparse = self.made.path("sparse")
+        sparse.mkdir()
+        (folder / "sparse").rename(sparse / "0")
 
 
 def _write_summary(out: Path, summary: PrepareSummary) -> None:
@@ -357,6 +366,5 @@ def _log_summary(summary: PrepareSummary, other_models: tuple[int, ...]) -> None
     if other_models:
         LOG.info("other models, left aside, had %s photos", ", ".join(map(str, other_models)))
     if summary.left_out:
-        shown = ", ".join(summary.left_out[:8]) + (" ..." if len(summary.left_out) > 8 else "")
-        LOG.warning("%d photos could not be placed: %s", len(summary.left_out), shown)
+        LOG.warning("%d photos could not be placed: %s", len(summary.left_out), ", ".join(summary.left_out))
     LOG.info("seconds: %s", ", ".join(f"{stage} {value:.0f}" for stage, value in summary.seconds.items()))

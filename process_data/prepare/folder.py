@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SUMMARY = "prepare.json"
 WRITTEN = ("images", "masks", "sparse", "frames.csv", "neus.yaml", ".work", "colmap.log", SUMMARY)
 """All that this command writes into its folder, and hence all that it ever deletes there."""
+KEPT_ON_FAILURE = ("colmap.log", SUMMARY)
+"""What a failed run leaves."""
 
 
 def check_places(source: Path, out: Path) -> None:
@@ -38,9 +41,11 @@ def check_places(source: Path, out: Path) -> None:
 
 
 def claim_folder(out: Path, overwrite: bool) -> None:
-    """Make ``out``, or empty it of what an earlier run wrote.
+    """Make ``out``, or empty it of what an earlier run wrote; then none of ``WRITTEN`` is there.
 
-    What a failed run left is only its log, so it may go without being asked for.
+    What a failed run left is only its log, so that may go without being asked for. Whatever else lies there
+    is the user's: images/ and the like are never deleted then, other files only stay beside the new ones with
+    ``overwrite``.
 
     Raises:
         DataError: it holds something, and may not be overwritten.
@@ -52,15 +57,55 @@ def claim_folder(out: Path, overwrite: bool) -> None:
         if earlier is None:
             what = "is not empty and was not written by --prepare"
             raise DataError(out, what, "choose another folder for --out")
-        if earlier == "done" and not overwrite:
-            raise DataError(out, "was prepared before", "choose another --out, or add overwrite=true")
-        for name in WRITTEN:
+        if earlier == "failed":
+            _require_only_a_log(out, overwrite)
+        elif not overwrite:
+            what = "was prepared before" if earlier == "done" else "holds an unfinished --prepare"
+            raise DataError(out, what, "choose another --out, or add overwrite=true")
+        for name in KEPT_ON_FAILURE if earlier == "failed" else WRITTEN:
             remove(out / name)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         remedy = "check permissions, or choose another folder for --out"
         raise DataError(out, f"cannot be made ({error.strerror or error})", remedy) from error
+
+
+def _require_only_a_log(out: Path, overwrite: bool) -> None:
+    """Refuse the folder of a failed run where something was added since."""
+    added = sorted(path.name for path in out.iterdir() if path.name not in KEPT_ON_FAILURE)
+    in_the_way = [name for name in added if name in WRITTEN] if overwrite else added
+    if in_the_way:
+        what = f"is not empty: {in_the_way[0]} is not from --prepare, which failed there"
+        raise DataError(out, what, "move it away, or choose another folder for --out")
+
+
+class Made:
+    """The files and folders of ``WRITTEN`` that one run has made: all that it may delete."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self._names: list[str] = []
+
+    def path(self, name: str) -> Path:
+        """Where to write one of ``WRITTEN``, from now on this run's own.
+
+        Raises:
+            DataError: somebody else has put it there since the run began.
+        """
+        assert name in WRITTEN
+        path = self.out / name
+        if name not in self._names:
+            if os.path.lexists(path):
+                raise DataError(path, "appeared while --prepare was running", "move it away and try again")
+            self._names.append(name)
+        return path
+
+    def remove_all(self) -> None:
+        """Delete what was made, except for what a failed run leaves."""
+        for name in self._names:
+            if name not in KEPT_ON_FAILURE:
+                remove(self.out / name)
 
 
 def _earlier_status(out: Path) -> str | None:
@@ -81,18 +126,30 @@ def remove(path: Path) -> None:
 
 
 def display_path(path: Path) -> str:
-    """A path as seen from the repository, where ``run.py`` is started; absolute outside of it."""
-    path = path.resolve()
-    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+    """A path as seen from the current folder; absolute outside of it."""
+    path, here = path.resolve(), Path.cwd().resolve()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def command(config: Path, action: str) -> str:
+    """The shell command that runs a config, to be entered in the current folder."""
+    words = ["python", display_path(ROOT / "run.py"), "--config", display_path(config), action]
+    return shlex.join(words)
 
 
 def write_config(out: Path, has_masks: bool) -> None:
-    """Write neus.yaml: a shipped config on this capture."""
+    """Write neus.yaml: a shipped config on this capture.
+
+    ``dataset.root_dir`` counts from the folder in which training is started. It is relative only where that
+    is the repository, of which the capture is a part; otherwise it is absolute and works from everywhere.
+    """
     base = ROOT / "confs" / ("neus-colmap-wmask.yaml" if has_masks else "neus-colmap.yaml")
     folder = out.resolve()
     # Inside the repository everything is relative, so that it can be moved as a whole.
+    is_at_home = Path.cwd().resolve() == ROOT and folder.is_relative_to(ROOT)
+    root_dir = str(folder.relative_to(ROOT) if is_at_home else folder)
     base_path = os.path.relpath(base, folder) if folder.is_relative_to(ROOT) else str(base)
-    content = {"base": base_path, "dataset": {"root_dir": display_path(out)}}
+    content = {"base": base_path, "dataset": {"root_dir": root_dir}}
     text = "# Written by run.py --prepare. Keys added here override those of the base.\n"
     text += yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     (out / "neus.yaml").write_text(text, encoding="utf-8")

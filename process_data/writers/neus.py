@@ -8,9 +8,9 @@
       cameras_sphere.npz                  world_mat_i, scale_mat_i: i-th picture
 
 ``world_mat_i = [K | 0; 0 1] @ camera_from_world`` projects world points to pixels, whose centres NeuS puts at
-whole numbers: 0.5 is taken from cx and cy. ``scale_mat_i = world_from_scene`` takes the unit sphere to the
-region of interest, so ``(world_mat_i @ scale_mat_i)[:3, :4]`` projects unit-sphere points. NeuS's own
-``scale_mat`` has no rotation; here it is a general similarity, which its code takes as well.
+whole numbers: 0.5 is taken from cx and cy. ``scale_mat_i`` takes the unit sphere to the region of interest,
+so that ``(world_mat_i @ scale_mat_i)[:3, :4]`` projects unit-sphere points. It is a scale and a shift without
+a rotation, because NeuS's mesh export reads the scale from its first entry alone.
 
 Lens distortion has no place in it: pictures of such lenses are resampled to pinholes.
 
@@ -48,7 +48,9 @@ def write_neus(scene: Scene, folder: Path) -> list[Path]:
     )
     path = folder / "cameras_sphere.npz"
     matrices = {f"world_mat_{index}": _world_mat(view) for index, view in enumerate(targets)}
-    scale_mat = scene.world_from_scene.numpy()
+    world_from_scene = scene.world_from_scene.numpy()
+    scale_mat = np.diag([*([np.cbrt(np.linalg.det(world_from_scene[:3, :3]))] * 3), 1.0])
+    scale_mat[:3, 3] = world_from_scene[:3, 3]
     matrices |= {f"scale_mat_{index}": scale_mat for index in range(len(targets))}
     with reported(path):
         np.savez(path, allow_pickle=False, **matrices)

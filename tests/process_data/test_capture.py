@@ -397,11 +397,15 @@ def test_priors_are_resized_and_normalised(capture: Capture) -> None:
     for bad, what in (
         (np.zeros((3, 3, 5), np.float32), r"has shape \(3, 3, 5\)"),
         (np.zeros(7, np.float32), r"has shape \(7,\)"),
+        (np.zeros((0, 5), np.float32), r"has shape \(0, 5\)"),
         (np.full((HEIGHT, WIDTH), np.nan), "not finite"),
     ):
         np.save(capture.root / "2_d.npy", bad)
         with pytest.raises(DataError, match=rf"2_d\.npy: .*{what}.*; expected is a \.npy"):
             build(replace(capture, views=tuple(views)))
+    np.save(capture.root / "2_d.npy", np.full((HEIGHT, WIDTH), 70000.0))
+    with pytest.raises(DataError, match=r"2_d\.npy: holds depths up to 70000, .*; store it in metres"):
+        build(replace(capture, views=tuple(views)))
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -447,7 +451,7 @@ NUM_BYTES = 4 * WIDTH * HEIGHT * 3
 def test_refusal_when_memory_and_disk_are_short(capture: Capture, short_of) -> None:
     short_of(memory=NUM_BYTES / 2, disk=NUM_BYTES / 2)
     for memory in ("auto", "ram", "disk"):
-        with pytest.raises(DataError, match=r"the pictures take .* GiB free; raise dataset\.img_downscale"):
+        with pytest.raises(DataError, match=r"the pictures take .* MiB free; raise dataset\.img_downscale"):
             build(capture, memory=memory)
     assert len(build(capture, img_downscale=4).images) == 4, "the remedy helps"
 
@@ -466,6 +470,11 @@ def test_auto_chooses_the_disk_when_memory_is_short(
     assert len(asked) == 1
     short_of(memory=NUM_BYTES * 1.5, disk=0)
     build(capture, memory="ram")
+    build(capture)
+    assert len(asked) == 1, "memory suffices where the disk does not"
+    with pytest.raises(DataError, match="raise dataset"):
+        build(capture, memory="disk")
+    short_of(memory=NUM_BYTES, disk=0)
     with pytest.raises(DataError, match="raise dataset"):
         build(capture)
 
@@ -476,9 +485,31 @@ def test_need_and_room_are_told(short_of, caplog: pytest.LogCaptureFixture) -> N
         assert not _use_disk(13 * 2**30, "auto")
     assert "the pictures take 13.0 GiB of 100.0 GiB free in memory" in caplog.text
     caplog.clear()
-    with pytest.raises(DataError, match=r"the pictures take 60\.0 GiB, and /.* has 10\.0 GiB free; raise"):
-        _use_disk(60 * 2**30, "auto")
+    with pytest.raises(DataError, match=r"the pictures take 110\.0 GiB, and /.* has 10\.0 GiB free; raise"):
+        _use_disk(110 * 2**30, "auto")
     assert not caplog.text
+    with caplog.at_level(logging.INFO):
+        _use_disk(3 * 2**20, "auto")
+    assert "the pictures take 3 MiB of 100.0 GiB free in memory" in caplog.text
+
+
+def test_priors_count_as_memory(capture: Capture, short_of, caplog: pytest.LogCaptureFixture) -> None:
+    gib = 2**30
+    short_of(memory=100 * gib, disk=50 * gib)
+    assert not _use_disk(30 * gib, "auto", 19 * gib)
+    assert _use_disk(30 * gib, "auto", 21 * gib)
+    with pytest.raises(
+        DataError, match=r"the pictures and prior maps take 100\.0 GiB, and memory has 100\.0"
+    ):
+        _use_disk(60 * gib, "ram", 40 * gib)
+    with pytest.raises(DataError, match=r"the prior maps take 96\.0 GiB, and memory .* or remove the maps"):
+        _use_disk(gib, "disk", 96 * gib)
+    np.save(capture.root / "d.npy", np.ones((HEIGHT, WIDTH)))
+    views = tuple(replace(one, depth_path=capture.root / "d.npy") for one in capture.views)
+    short_of(memory=NUM_BYTES * 1.5, disk=0)
+    build(capture, memory="ram")
+    with pytest.raises(DataError, match="the pictures and prior maps take"):
+        build(replace(capture, views=views), memory="ram")
 
 
 LOAD = """

@@ -12,6 +12,7 @@ from process_data.views import (
     find_picture,
     find_root,
     list_pictures,
+    natural_key,
 )
 from utils.errors import DataError
 from utils.lens import project_to_lens
@@ -131,6 +132,10 @@ def test_listing_is_natural_and_leaves_out_what_is_no_picture(files: Path) -> No
         ("images/a.jpg", ("images/A.jpg",), "images/A.jpg"),
         ("images/a.jpg", ("images/a.png",), "images/a.png"),
         ("images/a.jpg", ("images/a.png", "images/a.JPG"), "images/a.JPG"),
+        ("images/a.jpg", ("images/a.png", "images/a.jpg.png"), "images/a.jpg.png"),
+        ("images/a.jpg", ("images/A.JPG.png", "images/a.tif"), "images/A.JPG.png"),
+        ("images/a.jpg", ("images/a.jpg.png", "images/a.JPG"), "images/a.JPG"),
+        ("images/a.jpg.png", ("images/a.jpg.png", "images/a.jpg"), "images/a.jpg.png"),
         ("train/r_0", ("train/r_0.png", "train/r_0_depth_0001.png"), "train/r_0.png"),
         ("train/r_0.5", ("train/r_0.5.png", "train/r_0.png"), "train/r_0.5.png"),
         ("images/a b é.jpg", ("images/a b é.jpg",), "images/a b é.jpg"),
@@ -170,6 +175,19 @@ def test_masks_of_subfolders(files: Path, mask: str) -> None:
     pictures = touch(files, "images/left/cat.jpg")
     masks = touch(files, mask)
     assert find_masks(files, pictures) == masks
+
+
+def test_masks_in_another_case(files: Path) -> None:
+    pictures = touch(files, "images/IMG_0.JPG", "images/img_1.jpg", "images/img_2.jpg")
+    masks = touch(files, "masks/img_0.png", "masks/IMG_1.JPG.Png", "masks/IMG_2.png", "masks/img_2.tif")
+    assert find_masks(files, pictures) == [*masks[:2], masks[3]], "the same case goes first"
+
+
+def test_natural_order_of_any_digits() -> None:
+    names = ["10.png", "2.png", "1²3.png", "①00.png", "٣.png"]
+    ordered = [path.name for path in sorted(map(Path, names), key=natural_key)]
+    assert ordered.index("2.png") < ordered.index("10.png")
+    assert sorted(ordered) == sorted(names)
 
 
 def test_same_names_in_two_subfolders_have_their_own_masks(files: Path) -> None:

@@ -55,7 +55,9 @@ def scene() -> Scene:
     matrix[:2, :2] = torch.tensor([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     matrix[:3, :3] *= 250.0
     matrix[:3, 3] = torch.tensor([10.0, 20.0, -600.0])
-    cameras = Cameras(torch.eye(4)[None, :3], torch.eye(3)[None], torch.tensor([[2, 2]], dtype=torch.int64))
+    # A level camera that looks along +y: its down is -z.
+    level = torch.tensor([[1.0, 0, 0, 0], [0, 0, 1, -3], [0, -1, 0, 0]])
+    cameras = Cameras(level[None], torch.eye(3)[None], torch.tensor([[2, 2]], dtype=torch.int64))
     images = ImageStack.from_images([np.zeros((2, 2, 3), np.uint8)])
     return Scene("ball", cameras, images, ("0.png",), (0,), (), matrix)
 
@@ -93,8 +95,12 @@ def test_files_land_in_world_coordinates(tmp_path: Path, scene: Scene):
     transform = json.loads((tmp_path / "save/transform.json").read_text())
     np.testing.assert_allclose(transform["world_from_scene"], scene.world_from_scene.numpy())
     assert transform["scale"] == pytest.approx(250.0)
-    # The scene's +z is up, whatever axis of the world that is, and GLB turns it to +Y.
+    # Up is +z of the scene, because the camera says so, and GLB turns it to +Y; upside down it is -z.
     np.testing.assert_allclose(transform["up"], scene.world_from_scene[:3, 2] / 250.0, atol=1e-12)
+    turned = replace(scene.cameras, c2w=scene.cameras.c2w * torch.tensor([[-1.0, -1, 1, 1]]))
+    export_mesh(config, replace(scene, cameras=turned), Ball(), Folder(tmp_path / "turned"), 7)
+    transform = json.loads((tmp_path / "turned/save/transform.json").read_text())
+    np.testing.assert_allclose(transform["up"], -scene.world_from_scene[:3, 2] / 250.0, atol=1e-12)
 
 
 def test_five_planted_floaters_go_and_nothing_else():

@@ -12,6 +12,7 @@ from PIL import Image
 
 from process_data.cameras import rays_from_pixels
 from process_data.formats.colmap import ColmapConfig, load_colmap
+from process_data.formats.colmap_model import _places_image
 from utils.errors import ConfigError, DataError
 from utils.types import Scene
 
@@ -373,6 +374,54 @@ def test_text_files_of_garbage(tmp_path: Path, part: str, content: str) -> None:
     what = r"sparse/0: COLMAP cannot read" if content.startswith("#") else rf"{part}\.txt: line 1 is not"
     with pytest.raises(DataError, match=f"{what}.*; write the model again"):
         load_colmap(config(tmp_path))
+
+
+def test_text_files_without_empty_lines(tmp_path: Path) -> None:
+    save_pictures(tmp_path / "images", NAMES)
+    folder = tmp_path / "sparse" / "0"
+    folder.mkdir(parents=True)
+    # As programs that write poses only do.
+    (folder / "cameras.txt").write_text(f"1 PINHOLE {WIDTH} {HEIGHT} 70 75 31 20\n")
+    (folder / "points3D.txt").touch()
+    lines = [f"{index} 1 0 0 0 {index} 0 0 1 {name}" for index, name in enumerate(NAMES, start=1)]
+    (folder / "images.txt").write_text("\n\n".join(lines) + "\n\n")
+    assert len(load_colmap(config(tmp_path)).images) == 3
+    (folder / "images.txt").write_text("\n".join(lines) + "\n")
+    with pytest.raises(
+        DataError, match=r"images\.txt: 3 lines place photographs, but 1 can be read; write two"
+    ):
+        load_colmap(config(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("line", "places"),
+    [
+        ("1 1 0 0 0 0.5 -1e-3 2 1 a b.jpg\n", True),
+        ("1 1 0 0 0 0.5 -1e-3 2 1 0001", True),
+        ("# 1 1 0 0 0 0.5 -1e-3 2 1 a.jpg", False),
+        ("\n", False),
+        ("20 15 -1 30 25 7 1 2 3 4 5 6", False),
+        ("20.5 15.5 1", False),
+    ],
+)
+def test_lines_that_place_a_photo(line: str, places: bool) -> None:
+    assert _places_image(line) == places
+
+
+def test_a_photo_that_is_placed_twice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_pictures(tmp_path / "images", NAMES)
+    model = make_model(NAMES)
+    folder = tmp_path / "sparse" / "0"
+    write(model, folder, "txt")
+    expected = load_colmap(config(tmp_path))
+    path = folder / "images.txt"
+    path.write_text(path.read_text().replace(" 10.png", " 2.png"))
+    scene = load_colmap(config(tmp_path))
+    assert scene.image_names == ("1.png", "2.png")
+    assert torch.equal(scene.cameras.c2w, expected.cameras.c2w[:2]), "the first counts"
+    assert "images.txt: 1 photos are placed twice, the first counts: 2.png" in caplog.text
+    assert scene.points is not None
+    assert set(scene.points.observations[:, 1].tolist()) == {0, 1}
 
 
 def overwrite(path: Path, offset: int, value: bytes) -> None:

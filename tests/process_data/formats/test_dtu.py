@@ -238,10 +238,12 @@ def test_priors_may_be_missing(mono_sdf: Capture, caplog: pytest.LogCaptureFixtu
         load_dtu(mono_sdf.config())
 
 
-def test_cameras_for_pictures_of_another_size_are_refused(capture: Capture) -> None:
+@pytest.mark.parametrize(("width", "height"), [(12, 12), (20, 15), (160, 120)])
+def test_cameras_for_pictures_of_another_size_are_refused(capture: Capture, width: int, height: int) -> None:
     for path in (capture.root / "image").iterdir():
-        Image.fromarray(np.zeros((12, 12, 3), np.uint8)).save(path)
-    what = r"world_mat_0: the principal point \(19, 16\) is outside 1\.png \(12x12\); .*first two rows"
+        Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(path)
+    far = rf"\(19, 16\) is far from the middle of 1\.png, which has {width}x{height} pixels"
+    what = f"world_mat_0: the principal point {far}; .*first two rows"
     with pytest.raises(DataError, match=rf"cameras_sphere\.npz: {what}"):
         load_dtu(capture.config())
 

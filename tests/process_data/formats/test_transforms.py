@@ -172,6 +172,12 @@ def test_what_is_left_out_is_filled_in(files: Files, camera: dict[str, Any]) -> 
     np.testing.assert_allclose(matrix, [[90, 0, WIDTH / 2], [0, 90, HEIGHT / 2], [0, 0, 1]], atol=1e-3)
 
 
+def test_a_far_principal_point_with_a_size(files: Files) -> None:
+    files.camera({**PINHOLE, "cx": 12.0, "cy": 70.0, "k5": 0.0, "s1": 0})
+    matrix = files.load().cameras.intrinsics[2]
+    np.testing.assert_allclose(matrix[:2, 2], [12.0, 70.0])
+
+
 def test_frame_focal_goes_before_shared_one(files: Files) -> None:
     files.frames[1]["camera_angle_x"] = 2 * np.arctan(WIDTH / 2 / 70)
     focal = files.load().cameras.intrinsics[:, 0, 0].tolist()
@@ -317,7 +323,12 @@ def test_unit_cube_only_on_request(files: Files, caplog: pytest.LogCaptureFixtur
         center, radius = given(files, use_aabb=True)
     assert "unit cube of instant-ngp" in caplog.text
     np.testing.assert_allclose(center, 0.0, atol=1e-9)
-    assert radius == pytest.approx(0.5 / 0.33)
+    assert radius == pytest.approx(4 * 0.5 / 0.33), "the box is aabb_scale times the cube"
+    for bad in (0, -1, "4"):
+        files.content["aabb_scale"] = bad
+        with pytest.raises(DataError, match=r"transforms\.json: aabb_scale is .*; write a"):
+            given(files, use_aabb=True)
+    del files.content["aabb_scale"]
     files.content.update(scale=1.0, offset=[0.5, 0.0, 1.0])
     center, radius = given(files, use_aabb=True)
     np.testing.assert_allclose(center, [0, 0.5, -0.5], atol=1e-9)
@@ -346,6 +357,15 @@ def test_order_is_natural_and_photographs_count_once(files: Files, caplog: pytes
     assert [int(scene.images.image(view)[0, 0, 0]) for view in range(4)] == [0, 40, 80, 120]
     assert_rays_meet_points(scene, [PINHOLE] * NUM_VIEWS)
     assert "1 photographs are listed twice" in caplog.text
+
+
+@pytest.mark.parametrize("pattern", ["①{:02d}.png", "1²{}.png", "٣{}.png"])
+def test_digits_that_are_no_decimals(files: Files, pattern: str) -> None:
+    for index, frame in enumerate(files.frames):
+        name = "images/" + pattern.format(index)
+        (files.root / frame["file_path"]).rename(files.root / name)
+        frame["file_path"] = name
+    assert files.load().image_names == tuple(pattern.format(index) for index in range(NUM_VIEWS))
 
 
 def test_names_of_other_systems(files: Files) -> None:
@@ -507,6 +527,19 @@ BAD = {
     "other_shape": (set_top(w=77, h=101), "0.png: 101x77 pixels, but its camera is for 77x101"),
     "k1": (set_top(k1=1e6), "are absurd"),
     "k4": (set_top(k4=0.1), "camera model OPENCV has no k4, but k4 is 0.1"),
+    **{
+        f"foreign_{key}": (set_top(**{key: 0.1}), f"camera model OPENCV has no {key}, but {key} is 0.1")
+        for key in ("k5", "k6", "p3", "p4", "s1", "s2", "s3", "s4", "b1", "b2")
+    },
+    "fisheye_k5": (set_frame(is_fisheye=True, k5=0.1), "images/2.png: camera model OPENCV_FISHEYE has no k5"),
+    "other_cx": (
+        lambda f: f.camera({"fl_x": 90.0, "cx": 12.0, "cy": 36.0}),
+        "frame images/0.png: cx is 12, but the picture is 101x77: .*; add w and h",
+    ),
+    "other_cy": (
+        lambda f: f.camera({"fl_x": 90.0, "w": WIDTH, "cx": 12.0, "cy": 150.0}),
+        "frame images/0.png: cy is 150, but the picture is 101x77: .*; add w and h",
+    ),
     "fisheye_p1": (set_top(is_fisheye=True, p1=0.1), "camera model OPENCV_FISHEYE has no p1"),
     "model": (set_top(camera_model="FISHEYE624"), "camera model FISHEYE624 is not supported"),
     "ftheta": (set_top(ftheta_p0=1.0), "camera model ftheta_p0 is not supported"),
@@ -555,6 +588,11 @@ def test_bad_points(files: Files) -> None:
     (files.root / "sparse_pc.ply").write_bytes(b"ply\nformat ascii 1.0\nelement vertex 3\nproper")
     files.content["ply_file_path"] = "sparse_pc.ply"
     with pytest.raises(DataError, match=r"sparse_pc\.ply: not a readable PLY file"):
+        files.load()
+    files.content["ply_file_path"] = "x" * 300 + ".ply"
+    with pytest.raises(
+        DataError, match=r"transforms\.json: ply_file_path 'x{80}' cannot be looked up.*; corr"
+    ):
         files.load()
 
 

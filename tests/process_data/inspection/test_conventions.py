@@ -10,7 +10,6 @@ from process_data.inspection.conventions import (
     HYPOTHESES,
     check_conventions,
     check_matrices,
-    choose_convention,
     closest_depths,
     epipolar_errors,
     read_as,
@@ -196,7 +195,8 @@ def test_the_right_convention_wins(room_matches: Matches, axes: str, direction: 
 
 def test_files_are_all_that_is_needed(room: list[Path]) -> None:
     matrices = written_as(ARC, "opengl", "w2c")
-    assert choose_convention(matrices, intrinsics(len(ARC)), [], room) == ("opengl", "w2c")
+    report = check_matrices(matrices, intrinsics(len(ARC)), [], room)
+    assert require_convention(report, "poses.json") == ("opengl", "w2c")
 
 
 def test_intrinsics_may_be_for_another_size(room: list[Path]) -> None:
@@ -228,7 +228,7 @@ def test_sideways_cameras_leave_the_axes_open(tmp_path: Path) -> None:
     assert "OpenCV c2w" in report.reason
     assert "OpenGL c2w" in report.reason
     with pytest.raises(DataError) as caught:
-        choose_convention(homogeneous(poses), intrinsics(6), [], paths)
+        require_convention(report, tmp_path)
     line = str(caught.value)
     assert line.count("\n") == 0
     assert str(tmp_path) in line

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from process_data.prepare.colmap import (
     sequential_pairs,
 )
 from process_data.prepare.diagnosis import connected_groups, diagnose
-from process_data.prepare.folder import ROOT, write_config
+from process_data.prepare.folder import ROOT, Made, claim_folder, command, write_config
 from utils.errors import ConfigError, DataError
 from utils.raster import render_mesh
 from utils.types import TriangleMesh
@@ -116,7 +117,7 @@ def test_a_tiny_capture_from_photos_to_config(
     printed = capfd.readouterr()
     assert "SIFT" not in printed.out + printed.err
     assert "SIFT" in (out / "colmap.log").read_text()
-    assert f"--config {out / 'neus.yaml'} --train" in printed.out
+    assert f"--config {shlex.quote(str(out / 'neus.yaml'))} --train" in printed.out
 
     with pytest.raises(DataError, match=r"was prepared before; .*overwrite=true"):
         prepare(photos, out, [])
@@ -171,7 +172,10 @@ def test_photos_that_cannot_be_placed(tmp_path: Path) -> None:
         prepare(photos, out, [])
     assert "left out: 0.png, 1.png, 2.png, 3.png; take photos closer together" in str(caught.value)
     assert {path.name for path in out.iterdir()} == {"colmap.log", "prepare.json"}
-    assert json.loads((out / "prepare.json").read_text())["status"] == "failed"
+    written = json.loads((out / "prepare.json").read_text())
+    assert (written["status"], written["photos"], written["registered"]) == ("failed", 4, 0)
+    assert written["left_out"] == ["0.png", "1.png", "2.png", "3.png"]
+    assert "only 0 of 4" in written["reason"]
     # What a failure left behind is not in the way of the next try.
     with pytest.raises(DataError, match="could be placed"):
         prepare(photos, out, [])
@@ -244,6 +248,78 @@ def test_places_that_are_refused(tmp_path: Path) -> None:
     assert (tmp_path / "full" / "a").exists()
 
 
+def folder_of_a_run(out: Path, status: str) -> Path:
+    """A folder as a run of this status and its user may leave it; gives a photo of the user's."""
+    (out / "images").mkdir(parents=True)
+    (out / "images" / "mine.jpg").write_bytes(b"mine")
+    (out / "prepare.json").write_text(json.dumps({"status": status}))
+    (out / "colmap.log").write_text("said")
+    return out / "images" / "mine.jpg"
+
+
+def test_what_is_beside_the_log_of_a_failed_run_is_never_deleted(tmp_path: Path) -> None:
+    mine = folder_of_a_run(tmp_path, "failed")
+    for overwrite in (False, True):
+        with pytest.raises(DataError, match="is not empty: images is not from --prepare"):
+            claim_folder(tmp_path, overwrite)
+        assert mine.read_bytes() == b"mine"
+        assert (tmp_path / "prepare.json").exists()
+    mine.rename(tmp_path / "notes.jpg")
+    (tmp_path / "images").rmdir()
+    with pytest.raises(DataError, match=r"is not empty: notes\.jpg"):
+        claim_folder(tmp_path, overwrite=False)
+    claim_folder(tmp_path, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("status", "line"), [("unfinished", "holds an unfinished --prepare"), ("done", "was prepared before")]
+)
+def test_other_runs_are_overwritten_only_when_asked_for(tmp_path: Path, status: str, line: str) -> None:
+    mine = folder_of_a_run(tmp_path, status)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match=line + ".*overwrite=true"):
+        claim_folder(tmp_path, overwrite=False)
+    assert mine.exists()
+    claim_folder(tmp_path, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_failed_run_deletes_only_what_it_has_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for index in range(3):
+        Image.new("RGB", (20, 20)).save(photos / f"{index}.png")
+
+    def fail(*arguments: object) -> None:
+        assert len(list((out / "images").iterdir())) == 3
+        (out / "sparse").mkdir()
+        (out / "neus.yaml").write_text("mine")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("process_data.prepare.make_masks", fail)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(photos, out, [])
+    assert {path.name for path in out.iterdir()} == {"sparse", "neus.yaml", "prepare.json"}
+    made = Made(out)
+    with pytest.raises(DataError, match="appeared while --prepare was running"):
+        made.path("sparse")
+    made.remove_all()
+    assert (out / "sparse").exists()
+
+
+def test_printed_commands_can_be_pasted_into_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "my $(capture); it's" / "neus.yaml"
+    for here, script, shown in [
+        (ROOT, "run.py", str(config)),
+        (tmp_path, str(ROOT / "run.py"), str(config.relative_to(tmp_path))),
+    ]:
+        monkeypatch.chdir(here)
+        line = command(config, "--train")
+        assert shlex.split(line) == ["python", script, "--config", shown, "--train"]
+        assert shlex.quote(shown) in line
+
+
 def test_the_config_works_from_the_repository_and_from_outside(tmp_path: Path) -> None:
     write_config(tmp_path, has_masks=False)
     content = yaml.safe_load((tmp_path / "neus.yaml").read_text())
@@ -257,10 +333,14 @@ def test_inside_of_the_repository_the_config_can_move_with_it(
     monkeypatch.setattr("process_data.prepare.folder.ROOT", tmp_path)
     out = tmp_path / "inputs" / "scene"
     out.mkdir(parents=True)
-    write_config(out, has_masks=True)
-    content = yaml.safe_load((out / "neus.yaml").read_text())
-    assert content["base"] == "../../confs/neus-colmap-wmask.yaml"
-    assert content["dataset"]["root_dir"] == "inputs/scene"
+    # From a folder inside the repository, or around it, a path relative to the repository leads nowhere.
+    for here, root_dir in ((tmp_path, "inputs/scene"), (out.parent, str(out)), (tmp_path.parent, str(out))):
+        monkeypatch.chdir(here)
+        write_config(out, has_masks=True)
+        content = yaml.safe_load((out / "neus.yaml").read_text())
+        assert content["base"] == "../../confs/neus-colmap-wmask.yaml"
+        assert content["dataset"]["root_dir"] == root_dir
+        assert Path(root_dir).resolve() == out
 
 
 # ----------------------------------------------------------------------------------------------- diagnosis
@@ -315,6 +395,27 @@ def test_too_few_neighbours_are_tried_again_with_all_pairs(
         summary = prepare(photos, tmp_path / "out", ["matching=sequential", "max_features=1500"])
     assert summary.registered == 10
     assert "only 3 of 10 photos were placed; matching all 45 pairs" in caplog.text
+
+
+def test_a_failure_says_how_far_it_came(
+    ring: tuple[Path, np.ndarray, list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for path in ring[0].iterdir():
+        (photos / path.name).write_bytes(path.read_bytes())
+    strangers = [f"{index} stranger.png" for index in range(11, 21)]
+    for name in strangers:
+        Image.new("RGB", (SIDE, SIDE), "gray").save(photos / name)
+    with caplog.at_level(logging.INFO), pytest.raises(DataError, match="only 10 of 20 photos"):
+        prepare(photos, out, ["max_features=1500"])
+    written = json.loads((out / "prepare.json").read_text())
+    assert (written["status"], written["photos"], written["registered"]) == ("failed", 20, 10)
+    assert written["left_out"] == strangers
+    assert 0.0 < written["mean_reprojection_error"] < 1.0
+    assert written["mean_track_length"] > 2.0
+    assert "10 photos could not be placed: " + ", ".join(strangers) in caplog.text
+    assert {path.name for path in out.iterdir()} == {"colmap.log", "prepare.json"}
 
 
 def test_a_turn_on_the_spot_is_told_from_a_step_along_a_wall() -> None:

@@ -241,10 +241,14 @@ def test_neus_matrices_project_as_neus_does(tmp_path: Path) -> None:
     }
     matrices = np.load(folder / "cameras_sphere.npz")
     assert scene.points is not None
-    homogeneous = np.concatenate([scene.points.positions, np.ones((40, 1))], axis=1)
+    world = np.concatenate([scene.points.positions, np.ones((40, 1))], axis=1) @ similarity().T
     for index in range(NUM_VIEWS):
-        np.testing.assert_array_equal(matrices[f"scale_mat_{index}"], similarity())
-        seen = homogeneous @ (matrices[f"world_mat_{index}"] @ matrices[f"scale_mat_{index}"]).T
+        # NeuS exports its mesh as vertices * scale_mat[0, 0] + scale_mat[:3, 3].
+        scale_mat = matrices[f"scale_mat_{index}"]
+        np.testing.assert_array_equal(scale_mat[:3, :3], scale_mat[0, 0] * np.eye(3))
+        np.testing.assert_array_equal(scale_mat[:3, 3], similarity()[:3, 3])
+        assert scale_mat[0, 0] == pytest.approx(np.cbrt(np.linalg.det(similarity()[:3, :3])))
+        seen = world @ matrices[f"world_mat_{index}"].T
         c2w = scene.cameras.c2w[index].double().numpy()
         in_camera = (scene.points.positions - c2w[:, 3]) @ c2w[:, :3]
         expected = in_camera / in_camera[:, 2:] @ scene.cameras.intrinsics[index].double().numpy().T
