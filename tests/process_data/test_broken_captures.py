@@ -389,7 +389,7 @@ def folder_named_like_a_picture(root: Path) -> Check:
     return views(NUM_VIEWS)
 
 
-@case("neus", r"outside 000\.png \(1x1\)")
+@case("neus", r"middle of 000\.png, which has 1x1")
 @case(
     "transforms colmap",
     r"images/0\.png: 1x1 pixels, but its camera is for 40x30; ",
@@ -398,7 +398,7 @@ def one_pixel(root: Path) -> None:
     replace_first(root, ".png", np.zeros((1, 1, 3), np.uint8))
 
 
-@case("neus", r"outside 000\.png \(12x9\).*first two rows of world_mat_i")
+@case("neus", r"middle of 000\.png, which has 12x9.*first two rows of world_mat_i")
 def cameras_for_another_resolution(root: Path) -> None:
     for index, path in enumerate(pictures_of(root)):
         Image.fromarray(picture(index)).resize((12, 9)).save(path)
