@@ -159,15 +159,16 @@ class Colmap:
         Now and then mapping starts from a pair that leads it to a wrong focal length; the sign is an error of
         about a pixel, twice the usual. It is then done again from another seed, and the better model counts.
         """
-        model = self._map_once(_SEED, "models")
+        model = self._map_once(_SEED)
         if model is None or model.mean_reprojection_error < _SUSPICIOUS_ERROR:
             return model
-        again = self._map_once(_SEED + 1, "models_again")
+        again = self._map_once(_SEED + 1)
         if again is None or len(again.placed) < len(model.placed):
             return model
         return min(model, again, key=lambda each: each.mean_reprojection_error)
 
-    def _map_once(self, seed: int, name: str) -> Model | None:
+    def _map_once(self, seed: int) -> Model | None:
+        """Map from one seed and keep the largest model in a folder of that seed."""
         import pycolmap
 
         models = self.folder / "models"
@@ -184,7 +185,7 @@ class Colmap:
         for image in largest.images.values():
             image.name = self.photos[self._names.index(image.name)].path.name
         shutil.rmtree(models)
-        kept = self.folder / f"kept_{name}"
+        kept = self.folder / f"model_{seed}"
         shutil.rmtree(kept, ignore_errors=True)
         kept.mkdir()
         largest.write_binary(kept)
