@@ -42,15 +42,15 @@ def sections() -> dict[str, Any]:
     }
 
 
-def load_settings(args: argparse.Namespace) -> tuple[Any, Path | None]:
-    """The config, from a file or from the run that a checkpoint belongs to, and that checkpoint if any."""
+def load_settings(args: argparse.Namespace, device: str = "cpu") -> tuple[Any, Path | None]:
+    """The config for a device, from a file or from a checkpoint's run, and that checkpoint if any."""
     from utils.config import load_config
 
     ckpt = None if args.resume in (None, "latest") else Path(args.resume).absolute()
     if ckpt is not None and not ckpt.is_file():
         raise CheckpointError(args.resume, "no such checkpoint", "give e.g. outputs/NAME/TRIAL/ckpt/last.pth")
     source = args.config or Path(args.resume).absolute().parent.parent / "config" / "parsed.yaml"
-    settings = load_config(source, args.overrides, sections())
+    settings = load_config(source, args.overrides, sections(), device, args.vram)
     return settings, latest_checkpoint(args.outputs_dir / settings.name) if args.resume == "latest" else ckpt
 
 
@@ -62,9 +62,10 @@ def execute(args: argparse.Namespace, argv: list[str]) -> None:
     from systems import SYSTEMS, checkpoint, evaluate, export, record, trainer
     from utils import backend
 
-    settings, ckpt = load_settings(args)
-    early = record.EarlyLog()
     device = backend.resolve_device(args.device)
+    backend.limit_memory(device, args.vram)
+    settings, ckpt = load_settings(args, device.type)
+    early = record.EarlyLog()
     backend.set_cpu_threads()
     backend.seed_everything(settings.seed)
     scene = load_scene(settings.dataset)
@@ -128,18 +129,35 @@ def look_at_data(args: argparse.Namespace) -> None:
     print("next: " + shlex.join(["python", "run.py", *source, "--train", *args.overrides]))
 
 
+def measure_mesh(args: argparse.Namespace) -> dict[str, Any]:
+    """Distances between a mesh and the truth: another mesh or points, or DTU's scan by its protocol."""
+    if args.dtu is None:
+        from utils.metrics import evaluate_meshes
+
+        return evaluate_meshes(args.eval, args.gt)
+    from process_data import load_scene
+    from utils.dtu_evaluation import evaluate_dtu
+
+    # With the capture's config the mesh is cut to its masks first, as published numbers ask for.
+    scene = load_scene(load_settings(args)[0].dataset) if args.config or args.resume else None
+    return evaluate_dtu(args.eval, args.dtu, args.scan, scene)
+
+
 def main(argv: list[str]) -> int:
     """Run one command and return its exit code."""
     args = parse(argv)
     try:
         if args.eval is not None:
-            from utils.metrics import evaluate_meshes
-
-            print(json.dumps(evaluate_meshes(args.eval, args.gt), indent=2))
+            print(json.dumps(measure_mesh(args), indent=2))
         elif args.doctor:
             from utils.doctor import doctor
 
             print(doctor())
+        elif args.sweep:
+            from systems.sweep import run_sweep
+
+            where = {"logs_dir": args.logs_dir, "device": args.device, "vram": args.vram}
+            return run_sweep(args.sweep, args.overrides, sections(), args.outputs_dir, **where)
         elif args.prepare or args.convert or args.inspect:
             look_at_data(args)
         else:

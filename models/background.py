@@ -9,12 +9,14 @@ is opaque, so that every ray ends somewhere.
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from encoder import HashGrid, HashGridConfig, encode_spherical_harmonics
+from models.backends import Backends
 from models.compositing import accumulate, render_weights
-from models.fields import relu_network
+from models.fields import make_network
+from models.mlp import Precision
 from utils.types import Rays
 
 
@@ -38,6 +40,8 @@ class BackgroundConfig:
     """Units of the density's and the colour's one hidden layer each."""
     direction_degree: int = 3
     """Bands of spherical harmonics for the view direction (1..5)."""
+    precision: Precision = "tf32"
+    """Of the matrix products on a GPU (CPUs compute in float32)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.wait <= 1:
@@ -62,15 +66,18 @@ class Background(nn.Module):
 
     _feature_width = 8
 
-    def __init__(self, config: BackgroundConfig, backend: str) -> None:
+    def __init__(self, config: BackgroundConfig, backends: Backends) -> None:
         super().__init__()
         self.num_samples, self.far = config.num_samples, config.far
         self.direction_degree = config.direction_degree
-        self.backend = backend
-        self.grid = HashGrid(config.hash_grid, bound=2.0, backend=backend)
-        self.density_network = relu_network([self.grid.width, config.hidden_width, 1 + self._feature_width])
+        self.backend = backends.compositing
+        self.grid = HashGrid(config.hash_grid, bound=2.0, backend=backends.hash_grid)
+        density_widths = [self.grid.width, config.hidden_width, 1 + self._feature_width]
+        self.density_network = make_network(density_widths, backends.network, config.precision)
         inputs = self._feature_width + config.direction_degree**2
-        self.color_network = relu_network([inputs, config.hidden_width, 3])
+        self.color_network = make_network(
+            [inputs, config.hidden_width, 3], backends.network, config.precision
+        )
 
     def distances(self, rays: Rays, generator: torch.Generator | None) -> Float[Tensor, "R E"]:
         """Bin edges along each ray, ``num_samples + 1`` of them, even in inverse distance, jittered as one.
@@ -87,13 +94,22 @@ class Background(nn.Module):
             fractions = torch.cat([fractions[:, :1], inner, fractions[:, -1:]], dim=1)
         return 1.0 / ((1.0 - fractions) / start[:, None] + fractions / self.far)
 
-    def forward(self, rays: Rays, generator: torch.Generator | None) -> Float[Tensor, "R 3"]:
-        """RGB in (0, 1) behind the unit sphere; without a generator the samples are not jittered."""
+    def forward(
+        self,
+        rays: Rays,
+        generator: torch.Generator | None,
+        num_rays: Int64[Tensor, ""] | None = None,
+    ) -> Float[Tensor, "R 3"]:
+        """RGB in (0, 1) behind the unit sphere; without a generator the samples are not jittered.
+
+        Of rays from ``num_rays`` on, which is on the device, the colours mean nothing.
+        """
+        count = None if num_rays is None else num_rays * self.num_samples
         edges = self.distances(rays, generator)
         middles = 0.5 * (edges[:, 1:] + edges[:, :-1])
         positions = rays.origins[:, None] + middles[..., None] * rays.directions[:, None]
-        encoded = self.grid(contract(positions.reshape(-1, 3)), float(self.grid.num_levels))
-        raw = self.density_network(encoded)
+        encoded = self.grid(contract(positions.reshape(-1, 3)), float(self.grid.num_levels), count)
+        raw = self.density_network(encoded, count)
         # exp(x - 1), with the exponent bounded so that neither the value nor its gradient overflows.
         density = torch.exp((raw[:, 0] - 1.0).clamp(max=15.0))
         # Optical depth is measured in contracted units (about the change of 1 / t), so that far bins, which
@@ -108,5 +124,5 @@ class Background(nn.Module):
         weights = render_weights(alpha.reshape(-1), offsets, self.backend)
         directions = encode_spherical_harmonics(rays.directions, self.direction_degree)
         directions = directions.repeat_interleave(self.num_samples, dim=0)
-        rgb = torch.sigmoid(self.color_network(torch.cat([raw[:, 1:], directions], dim=1)))
+        rgb = torch.sigmoid(self.color_network(torch.cat([raw[:, 1:], directions], dim=1), count))
         return accumulate(weights, rgb, offsets, self.backend)

@@ -9,7 +9,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from encoder import HashGrid, HashGridConfig, encode_spherical_harmonics
-from models.sdf_network import sdf_only, sdf_with_gradient
+from models.backends import Backends
+from models.mlp import Precision, relu_mlp
+from models.sdf_network import reference, sdf_only, sdf_with_gradient
+from utils.backend import implementation
 
 SOFTPLUS_BETA = 100.0
 """Sharpness of the SDF network's softplus, as in IDR and NeuS: nearly a ReLU, yet twice differentiable."""
@@ -47,6 +50,8 @@ class RadianceConfig:
     """Hidden layers, at least 1."""
     direction_degree: int = 4
     """Bands of spherical harmonics for the view direction (1..5)."""
+    precision: Precision = "tf32"
+    """Of the matrix products on a GPU (CPUs compute in float32); distances and normals are float32 always."""
 
     def __post_init__(self) -> None:
         for key, low, high in (
@@ -58,15 +63,34 @@ class RadianceConfig:
                 raise ValueError(f"model.radiance.{key}: must lie in {low}..{high}, got {getattr(self, key)}")
 
 
-def relu_network(widths: list[int]) -> nn.Sequential:
+class ReLUNetwork(nn.Sequential):
     """Linear layers with ReLU between them; He-uniform weights and zero biases."""
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in pairwise(widths):
-        linear = nn.Linear(fan_in, fan_out)
-        nn.init.kaiming_uniform_(linear.weight, nonlinearity="relu")
-        nn.init.zeros_(linear.bias)
-        layers += [linear, nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers[:-1])
+
+    def __init__(self, widths: list[int], backend: str, precision: Precision = "tf32") -> None:
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in pairwise(widths):
+            linear = nn.Linear(fan_in, fan_out)
+            nn.init.kaiming_uniform_(linear.weight, nonlinearity="relu")
+            nn.init.zeros_(linear.bias)
+            layers += [linear, nn.ReLU()]
+        super().__init__(*layers[:-1])
+        self.backend, self.precision = backend, precision
+
+    def forward(
+        self, inputs: Float[Tensor, "S I"], count: Int64[Tensor, ""] | None = None
+    ) -> Float[Tensor, "S O"]:
+        """See :func:`models.mlp.relu_mlp`."""
+        linears = [layer for layer in self if isinstance(layer, nn.Linear)]
+        weights, biases = [layer.weight for layer in linears], [layer.bias for layer in linears]
+        return relu_mlp(inputs, weights, biases, self.backend, count, self.precision)
+
+
+def make_network(widths: list[int], backend: str, precision: Precision = "tf32") -> nn.Module:
+    """A small ReLU network: ours, whose parameters every backend shares, or tiny-cuda-nn's own."""
+    if backend == "tinycudann":
+        network: nn.Module = implementation("models.mlp", "tinycudann").Network(widths)
+        return network
+    return ReLUNetwork(widths, backend, precision)
 
 
 def _spread_directions(count: int) -> Float[Tensor, "D 3"]:
@@ -89,10 +113,10 @@ class SDFField(nn.Module):
     evenly over the sphere leave 0.003 on average.
     """
 
-    def __init__(self, config: SDFConfig, backend: str) -> None:
+    def __init__(self, config: SDFConfig, backends: Backends) -> None:
         super().__init__()
-        self.grid = HashGrid(config.hash_grid, bound=1.0, backend=backend)
-        self.backend = backend
+        self.grid = HashGrid(config.hash_grid, bound=1.0, backend=backends.hash_grid)
+        self.backend = backends.sdf_network
         self.output_width = 1 + config.feature_width + self.grid.width
         widths = [self.grid.width] + [config.hidden_width] * config.hidden_layers + [1 + config.feature_width]
         self.weights = nn.ParameterList()
@@ -115,15 +139,28 @@ class SDFField(nn.Module):
     def _fit_initial_sphere(self, radius: float) -> None:
         """Scale and shift the last layer: on the sphere the mean is zero, the mean radial slope one."""
         directions = _spread_directions(2048)
-        at_zero = self.sdf(directions * radius, 0.0).mean()
-        slope = (self.sdf(directions * (1.2 * radius), 0.0).mean() - at_zero) / (0.2 * radius)
+
+        def mean_sdf(at: float) -> Tensor:
+            # Without levels the table has no say. Parameters are made on the CPU whatever the device will be.
+            features = torch.cat([directions * at, torch.zeros(len(directions), self.grid.width - 3)], dim=1)
+            layers = list(self.weights), list(self.biases)
+            return reference.network(features, *layers, SOFTPLUS_BETA)[:, 0].mean()
+
+        at_zero = mean_sdf(radius)
+        slope = (mean_sdf(1.2 * radius) - at_zero) / (0.2 * radius)
         self.weights[-1][0] /= slope
         self.biases[-1][0] = -at_zero / slope
 
     def forward(
-        self, positions: Float[Tensor, "S 3"], active_levels: float
+        self,
+        positions: Float[Tensor, "S 3"],
+        active_levels: float | Float[Tensor, ""],
+        count: Int64[Tensor, ""] | None = None,
     ) -> tuple[Float[Tensor, "S C"], Float[Tensor, "S 3"]]:
-        """Outputs (column 0 is the signed distance, all serve as features), and the distance's gradient."""
+        """Outputs (column 0 is the signed distance, all serve as features), and the distance's gradient.
+
+        Rows from ``count`` on are padding and give zeros.
+        """
         return sdf_with_gradient(
             positions,
             self.grid.table,
@@ -133,9 +170,15 @@ class SDFField(nn.Module):
             list(self.biases),
             SOFTPLUS_BETA,
             self.backend,
+            count,
         )
 
-    def sdf(self, positions: Float[Tensor, "S 3"], active_levels: float) -> Float[Tensor, " S"]:
+    def sdf(
+        self,
+        positions: Float[Tensor, "S 3"],
+        active_levels: float | Float[Tensor, ""],
+        count: Int64[Tensor, ""] | None = None,
+    ) -> Float[Tensor, " S"]:
         """The signed distance alone, outside of autograd."""
         return sdf_only(
             positions,
@@ -146,17 +189,19 @@ class SDFField(nn.Module):
             list(self.biases),
             SOFTPLUS_BETA,
             self.backend,
+            count,
         )
 
 
 class RadianceField(nn.Module):
     """Colour leaving a surface point: MLP([geometry features, SH(view direction), normal]) with a sigmoid."""
 
-    def __init__(self, config: RadianceConfig, feature_width: int) -> None:
+    def __init__(self, config: RadianceConfig, feature_width: int, backends: Backends) -> None:
         super().__init__()
         self.direction_degree = config.direction_degree
         inputs = feature_width + config.direction_degree**2 + 3
-        self.network = relu_network([inputs] + [config.hidden_width] * config.hidden_layers + [3])
+        widths = [inputs] + [config.hidden_width] * config.hidden_layers + [3]
+        self.network = make_network(widths, backends.network, config.precision)
 
     def forward(
         self,
@@ -164,7 +209,11 @@ class RadianceField(nn.Module):
         directions: Float[Tensor, "R 3"],
         ray_indices: Int64[Tensor, " S"],
         normal: Float[Tensor, "S 3"],
+        count: Int64[Tensor, ""] | None = None,
     ) -> Float[Tensor, "S 3"]:
-        """RGB in (0, 1). ``directions`` are unit, per ray, so that their encoding is computed once a ray."""
+        """RGB in (0, 1). ``directions`` are unit, per ray, so that their encoding is computed once a ray.
+
+        Samples from ``count`` on are padding.
+        """
         encoded = encode_spherical_harmonics(directions, self.direction_degree).index_select(0, ray_indices)
-        return torch.sigmoid(self.network(torch.cat([features, encoded, normal], dim=1)))
+        return torch.sigmoid(self.network(torch.cat([features, encoded, normal], dim=1), count))

@@ -9,19 +9,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from models.backends import Backends
 from models.background import Background, BackgroundConfig
 from models.compositing import accumulate, render_weights
 from models.fields import RadianceConfig, RadianceField, SDFConfig, SDFField
 from models.marching import drop_hidden, march
 from models.occupancy import OccupancyConfig, OccupancyGrid, observable_cells
 from utils.errors import ConfigError
-from utils.types import Progress, Rays, RaySamples, RenderOutput, Scene
+from utils.types import Budget, Progress, Rays, RaySamples, RenderOutput, Scene
 
-_CHUNK = 2**14
-"""Positions per evaluation outside of training: few, so that intermediate values stay in the cache."""
+_CHUNK = {"cpu": 2**14, "cuda": 2**20}
+"""Positions per evaluation outside of training: few on a CPU, so that intermediate values stay in the cache;
+on a GPU as many as keep it busy."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,9 @@ class NeuSConfig:
 
     name: str = "neus"
     backend: str = "auto"
-    """auto, cpu or reference: which version of the kernels; auto takes the fastest that runs here."""
+    """Which version of the kernels: auto takes the fastest that runs here; cpu (Numba), cuda (Triton) and
+    reference (plain PyTorch) are ours; nerfacc, tinycudann or nerfacc+tinycudann serve what they have, where
+    they are installed, and auto the rest."""
     sdf: SDFConfig = field(default_factory=SDFConfig)
     radiance: RadianceConfig = field(default_factory=RadianceConfig)
     background: BackgroundConfig = field(default_factory=BackgroundConfig)
@@ -62,7 +66,7 @@ def neus_alpha(
     cosine: Float[Tensor, " S"],
     lengths: Float[Tensor, " S"],
     inv_s: Float[Tensor, ""],
-    cos_anneal: float,
+    cos_anneal: float | Float[Tensor, ""],
 ) -> Float[Tensor, " S"]:
     """Opacity of a sample from its signed distance (NeuS, equation 13, the discrete form of section 3.3).
 
@@ -94,7 +98,7 @@ def neus_alpha(
 class NeuS(nn.Module):
     """Signed distance, radiance, sharpness, occupancy, and a background where there are no masks."""
 
-    def __init__(self, config: NeuSConfig, scene: Scene, backend: str) -> None:
+    def __init__(self, config: NeuSConfig, scene: Scene, backends: Backends) -> None:
         super().__init__()
         if config.background.enabled and scene.cameras.ndc is not None:
             raise ConfigError(
@@ -103,12 +107,12 @@ class NeuS(nn.Module):
                 "set one of the two to false",
             )
         self.config = config
-        self.backend = backend
-        self.sdf_field = SDFField(config.sdf, backend)
-        self.radiance = RadianceField(config.radiance, self.sdf_field.output_width)
+        self.backends = backends
+        self.sdf_field = SDFField(config.sdf, backends)
+        self.radiance = RadianceField(config.radiance, self.sdf_field.output_width, backends)
         # inv_s = exp(10 v) as in NeuS: Adam's steps on v change the sharpness by a factor, whatever its size.
         self.variance = nn.Parameter(torch.tensor(config.initial_inv_s).log() / 10.0)
-        self.background = Background(config.background, backend) if config.background.enabled else None
+        self.background = Background(config.background, backends) if config.background.enabled else None
         self.occupancy = OccupancyGrid(config.occupancy, observable_cells(scene, config.occupancy))
 
     @property
@@ -120,11 +124,16 @@ class NeuS(nn.Module):
         """Sharpness of the logistic density; its standard deviation is pi / (sqrt(3) inv_s)."""
         return torch.exp(10.0 * self.variance).clamp(1e-6, 1e6)
 
-    def step_size(self) -> float:
-        """Marching step for the present sharpness, scene units."""
-        step = self.config.step_per_width / float(self.inv_s().detach())
-        # In this order max() turns NaN into the shortest step, so that the trainer gets to see the bad step.
-        return min(max(self.config.min_step, step), self.config.max_step)
+    def step_size(self) -> Float[Tensor, ""]:
+        """Marching step for the present sharpness, scene units; a tensor, so that no host waits for it."""
+        config = self.config
+        step = (config.step_per_width / self.inv_s().detach()).clamp(config.min_step, config.max_step)
+        # NaN becomes the shortest step, so that the trainer gets to see the bad step.
+        return torch.nan_to_num(step, nan=config.min_step)
+
+    def stage(self, progress: Progress) -> bool:
+        """What in :meth:`render` branches on the progress: a recorded step serves one stage."""
+        return self.background is not None and progress.fraction < self.config.background.wait
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by their learning rate: ``grid``, ``networks``, ``variance`` and any ``background``."""
@@ -137,20 +146,32 @@ class NeuS(nn.Module):
         return groups
 
     def sample(
-        self, rays: Rays, progress: Progress, generator: torch.Generator | None
-    ) -> tuple[RaySamples, int]:
+        self,
+        rays: Rays,
+        progress: Progress,
+        generator: torch.Generator | None,
+        budget: Budget | None = None,
+    ) -> tuple[RaySamples, int | Int64[Tensor, ""]]:
         """March, then drop what is hidden. Returns the samples and how many there were before dropping."""
         step = self.step_size()
         if generator is None:
             jitter = torch.full_like(rays.near, 0.5)
         else:
             jitter = torch.rand(len(rays), generator=generator, device=rays.near.device)
-        samples = march(rays, self.occupancy.occupied, step, jitter, self.backend)
-        num_marched = len(samples)
-        if self.config.min_transmittance > 0 and num_marched > 0:
-            sdf = self.query_sdf(samples.positions(rays), progress)
-            inv_s = float(self.inv_s().detach())
-            samples = drop_hidden(samples, sdf, inv_s, step, self.config.min_transmittance, self.backend)
+        marched, rendered = (None, None) if budget is None else (budget.marched, budget.rendered)
+        prunes = self.config.min_transmittance > 0
+        samples = march(
+            *(rays, self.occupancy.occupied, step, jitter, self.backends.marching),
+            capacity=marched if prunes else rendered,
+        )
+        num_marched = len(samples) if budget is None else samples.count
+        if prunes and len(samples) > 0:
+            sdf = self.query_sdf(samples.positions(rays), progress, None if budget is None else samples.count)
+            samples = drop_hidden(
+                *(samples, sdf, self.inv_s().detach(), step, self.config.min_transmittance),
+                self.backends.marching,
+                capacity=rendered,
+            )
         return samples, num_marched
 
     def render(
@@ -159,6 +180,7 @@ class NeuS(nn.Module):
         progress: Progress,
         background_color: Float[Tensor, "3"],
         generator: torch.Generator | None = None,
+        budget: Budget | None = None,
     ) -> RenderOutput:
         """March, query, composite: rays in, pixels out.
 
@@ -167,29 +189,34 @@ class NeuS(nn.Module):
             progress: annealing and open levels.
             background_color: behind the surface where no background field is learned, 0..1.
             generator: jitters the samples (training); ``None`` puts them on the unshifted lattice.
+            budget: buffers of fixed size instead of such as fit, for a step that never asks the device how
+                many samples there are; not every ray is rendered then, see :attr:`RenderOutput.is_served`.
         """
-        samples, num_marched = self.sample(rays, progress, generator)
+        if budget is not None:
+            rays = budget.limit(rays)
+        samples, num_marched = self.sample(rays, progress, generator, budget)
+        count = None if budget is None else samples.count
         positions, directions = samples.positions(rays), samples.directions(rays)
-        outputs, gradient = self.sdf_field(positions, progress.active_levels)
+        outputs, gradient = self.sdf_field(positions, progress.active_levels, count)
         normal = torch.nn.functional.normalize(gradient, dim=1, eps=1e-6)
-        rgb = self.radiance(outputs, rays.directions, samples.ray_indices, normal)
+        rgb = self.radiance(outputs, rays.directions, samples.ray_indices, normal, count)
         sdf = outputs[:, 0]
         cosine = (directions * normal).sum(dim=1)
         alpha = neus_alpha(sdf, cosine, samples.t_ends - samples.t_starts, self.inv_s(), progress.cos_anneal)
-        weights = render_weights(alpha, samples.offsets, self.backend)
+        weights = render_weights(alpha, samples.offsets, self.backends.compositing)
 
         values = torch.cat([rgb, torch.ones_like(rgb[:, :1])], dim=1)
-        pixels = accumulate(weights, values, samples.offsets, self.backend)
+        pixels = accumulate(weights, values, samples.offsets, self.backends.compositing)
         opacity = pixels[:, 3]
         if self.background is None:
             behind = background_color.expand(len(rays), 3)
         else:
-            behind = self.background(rays, generator)
-            if progress.fraction < self.config.background.wait:
+            behind = self.background(rays, generator, None if budget is None else budget.num_rays)
+            if self.stage(progress):
                 behind = torch.where((rays.far > rays.near)[:, None], behind.detach(), behind)
         with torch.no_grad():
             geometry = torch.cat([normal, samples.t_middle[:, None]], dim=1)
-            seen = accumulate(weights.detach(), geometry.detach(), samples.offsets, self.backend)
+            seen = accumulate(weights.detach(), geometry.detach(), samples.offsets, self.backends.compositing)
         return RenderOutput(
             rgb=pixels[:, :3] + (1.0 - opacity[:, None]) * behind,
             opacity=opacity,
@@ -199,6 +226,8 @@ class NeuS(nn.Module):
             gradient=gradient,
             weights=weights,
             num_marched=num_marched,
+            is_sample=samples.is_sample,
+            is_served=None if budget is None else budget.served(samples.is_served),
         )
 
     def update_occupancy(self, progress: Progress, generator: torch.Generator) -> None:
@@ -222,8 +251,18 @@ class NeuS(nn.Module):
         """The surface as it is at this progress, ready to be asked without naming it again."""
         return FrozenSurface(self, progress)
 
-    def query_sdf(self, positions: Float[Tensor, "P 3"], progress: Progress) -> Float[Tensor, " P"]:
-        """Signed distance at any number of positions, outside of autograd."""
+    def query_sdf(
+        self,
+        positions: Float[Tensor, "P 3"],
+        progress: Progress,
+        count: Int64[Tensor, ""] | None = None,
+    ) -> Float[Tensor, " P"]:
+        """Signed distance at any number of positions, outside of autograd.
+
+        With a ``count`` on the device, only that many of the positions are real; the rest give zeros.
+        """
+        if count is not None:
+            return self.sdf_field.sdf(positions, progress.active_levels, count)
         return _in_chunks(lambda chunk: self.sdf_field.sdf(chunk, progress.active_levels), positions)
 
     @torch.no_grad()
@@ -275,6 +314,7 @@ class FrozenSurface:
 
 def _in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     """Apply a row-wise function to a tall matrix piece by piece, so that memory stays bounded."""
-    if len(rows) <= _CHUNK:
+    size = _CHUNK[rows.device.type]
+    if len(rows) <= size:
         return function(rows)
-    return torch.cat([function(chunk) for chunk in rows.split(_CHUNK)])
+    return torch.cat([function(chunk) for chunk in rows.split(size)])

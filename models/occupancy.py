@@ -6,13 +6,14 @@ anything about, because fewer than two cameras see them or because they lie outs
 are closed for good: nothing would ever correct the noise in them.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from utils.lens import project
@@ -114,6 +115,24 @@ def _votes(
     return votes[0].view(size, size, size), votes[1].view(size, size, size)
 
 
+def _indices(chosen: Bool[Tensor, " N"], capacity: int) -> Int64[Tensor, " P"]:
+    """Indices of the true entries; on a GPU in a buffer of ``capacity`` rows, for no host to wait for."""
+    if chosen.device.type == "cpu":
+        return chosen.nonzero().squeeze(1)
+    return _padded_indices(chosen, capacity)
+
+
+def _padded_indices(chosen: Bool[Tensor, " N"], capacity: int) -> Int64[Tensor, " P"]:
+    """Indices of the first ``capacity`` true entries, padded with N."""
+    index = torch.arange(len(chosen), device=chosen.device)
+    rank = chosen.cumsum(0) - 1
+    # What is not wanted is written behind the end, to many places, lest millions of writes queue for one.
+    slot = torch.where(chosen & (rank < capacity), rank, capacity + index % 1024)
+    buffer = torch.full((capacity + 1024,), len(chosen), dtype=torch.int64, device=chosen.device)
+    buffer[slot] = index
+    return buffer[:capacity]
+
+
 class OccupancyGrid(nn.Module):
     """Cells indexed ``[z, y, x]``; all state is in buffers, so that a checkpoint holds it."""
 
@@ -129,6 +148,11 @@ class OccupancyGrid(nn.Module):
         self.register_buffer("occupied", observable.clone())
         self.register_buffer("observable", observable)
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+        self._known: tuple[int, int] | None = None
+        self.register_load_state_dict_post_hook(OccupancyGrid._forget)
+
+    def _forget(self, _: object) -> None:
+        self._known = None
 
     @torch.no_grad()
     def update(
@@ -146,19 +170,33 @@ class OccupancyGrid(nn.Module):
         """
         values, occupied, observable = self.values.view(-1), self.occupied.view(-1), self.observable.view(-1)
         device = values.device
-        candidates = observable
-        if int(self.num_updates) >= self.config.warmup_updates:
+        done, num_observable = self._on_host()
+        candidates, capacity = observable, num_observable
+        if done >= self.config.warmup_updates:
             chance = torch.where(occupied, self.config.occupied_share, self.config.empty_share)
             candidates = observable & (torch.rand(len(values), generator=generator, device=device) < chance)
-        cells = candidates.nonzero().squeeze(1)
+            # Their number is binomial with at most this mean, and thousands of cells leave no room for luck.
+            share = max(self.config.occupied_share, self.config.empty_share)
+            capacity = min(num_observable, math.ceil(1.1 * share * num_observable) + 1024)
+        cells = _indices(candidates, capacity)
         size = self.config.resolution
         index = torch.stack([cells % size, cells // size % size, cells // size**2], dim=1)
         jitter = torch.rand(len(cells), 3, generator=generator, device=device)
         positions = (index + jitter) * (2.0 / size) - 1.0
-        values[cells] = torch.maximum(values[cells] * self.config.decay, presence(positions))
+        # One row more than there are cells takes what the padding writes.
+        extended = torch.cat([values, values.new_zeros(1)])
+        extended[cells] = torch.maximum(extended[cells] * self.config.decay, presence(positions))
+        values.copy_(extended[:-1])
         if fraction >= self.config.open_until:
             occupied.copy_(observable & (values > self.config.threshold))
         self.num_updates += 1
+        self._known = (done + 1, num_observable)
+
+    def _on_host(self) -> tuple[int, int]:
+        """Updates done and observable cells; asked of the device only when a checkpoint has been loaded."""
+        if self._known is None:
+            self._known = (int(self.num_updates), int(self.observable.sum()))
+        return self._known
 
     @property
     def share(self) -> float:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
 from process_data.cameras import RayGenerator, image_rays
+from utils.backend import restore_generator
 from utils.errors import ConfigError
 from utils.types import Batch, ImageStack, Scene
 
@@ -56,7 +57,7 @@ class RayBatches:
             )
         self.device = torch.device(device)
         self.foreground_fraction = foreground_fraction
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
 
         # Position k of the draw lies in view v for ends[v - 1] <= k < ends[v]; adding shift[v] gives the
         # pixel's place in the scene's flat buffer, which also holds the views that are not drawn from.
@@ -66,7 +67,8 @@ class RayBatches:
         self.num_pixels = int(ends[-1])
         self._foreground: Int32[Tensor, " K"] | None = None
         if foreground_fraction > 0.0:
-            self._foreground = _foreground_positions(scene.masks, views, starts, foreground_margin)
+            found = _foreground_positions(scene.masks, views, starts, foreground_margin)
+            self._foreground = found.to(self.device)
 
         self._views = views.to(self.device)
         self._ends = ends.to(self.device)
@@ -80,9 +82,6 @@ class RayBatches:
     def draw(self, num_rays: int) -> Batch:
         """Draw a batch of ``num_rays`` rays through pixel centres (with replacement)."""
         positions = self._draw_positions(num_rays)
-        if self.device.type == "cuda":
-            # From pinned memory the copy runs on the stream and the host does not wait for it.
-            positions = positions.pin_memory().to(self.device, non_blocking=True)
         slot = torch.searchsorted(self._ends, positions, right=True)
         width = self._widths[slot]
         local = positions - self._starts[slot]
@@ -93,13 +92,18 @@ class RayBatches:
         return Batch(self._ray_generator.rays(self._views[slot], pixels), rgb, mask)
 
     def _draw_positions(self, num_rays: int) -> Int64[Tensor, " R"]:
-        """Draw positions in 0..num_pixels-1, the foreground's share first."""
+        """Draw positions in 0..num_pixels-1; every stretch of the batch has its share of the foreground."""
+        anywhere = self._integers(self.num_pixels, num_rays)
         if self._foreground is None:
-            return torch.randint(self.num_pixels, (num_rays,), generator=self.generator)
-        num_foreground = round(self.foreground_fraction * num_rays)
-        chosen = torch.randint(len(self._foreground), (num_foreground,), generator=self.generator)
-        anywhere = torch.randint(self.num_pixels, (num_rays - num_foreground,), generator=self.generator)
-        return torch.cat([self._foreground[chosen].long(), anywhere])
+            return anywhere
+        chosen = self._foreground[self._integers(len(self._foreground), num_rays)].long()
+        # Where the running share of foreground rays passes a whole number. On a GPU only a batch's first so
+        # many rays may find room, and both kinds have to be among them.
+        share = torch.arange(num_rays + 1, dtype=torch.float64, device=self.device) * self.foreground_fraction
+        return torch.where(share.floor().diff() > 0, chosen, anywhere)
+
+    def _integers(self, end: int, count: int) -> Int64[Tensor, " K"]:
+        return torch.randint(end, (count,), generator=self.generator, device=self.device)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Give what must be kept to go on with exactly the same draws."""
@@ -107,7 +111,7 @@ class RayBatches:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on where :meth:`state_dict` was taken."""
-        self.generator.set_state(state["generator"].cpu())
+        restore_generator(self.generator, state["generator"])
 
 
 def _foreground_positions(

@@ -22,6 +22,7 @@ from systems.export import export_mesh
 from systems.record import Run
 from utils.config import Config
 from utils.images import depth_to_rgb, normal_to_rgb, panel, to_uint8, write_png
+from utils.memory import Chunks
 from utils.metrics import lpips_missing, lpips_or_none, psnr, ssim
 from utils.types import Cameras, Progress, Scene
 from utils.video import write_video
@@ -50,6 +51,10 @@ class TestConfig:
         if self.rays_per_chunk < 1 or not self.fps > 0:
             raise ValueError("test.rays_per_chunk, test.fps: must be above 0")
 
+    def chunks(self) -> Chunks:
+        """For one job: rays rendered at once."""
+        return Chunks("rays", self.rays_per_chunk, "test.rays_per_chunk")
+
 
 @dataclass(frozen=True)
 class ViewRender:
@@ -67,34 +72,28 @@ def render_view(
     cameras: Cameras,
     index: int,
     progress: Progress,
-    rays_per_chunk: int = 4096,
+    chunks: Chunks | None = None,
     scale: float = 1.0,
     background_color: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> ViewRender:
     """Render all pixels of one camera, over a plain colour where no background is learned, chunk by chunk.
 
-    Chunks are halved when the device runs out of memory.
+    Without ``chunks`` those of :class:`TestConfig` are taken.
+
+    Raises:
+        ExportError: the device has no memory for a single ray.
     """
     width, height = grid_size(cameras, index, scale)
     device = model.variance.device
     rays = image_rays(cameras, index, scale).to(device)
     background = torch.tensor(background_color, device=device)
-    parts: list[Tensor] = []
-    start = 0
-    while start < len(rays):
-        try:
-            part = model.render(rays[start : start + rays_per_chunk], progress, background)
-        except torch.OutOfMemoryError:
-            if rays_per_chunk == 1:
-                raise
-            rays_per_chunk = max(1, rays_per_chunk // 2)
-            log.warning("out of memory: rendering %d rays at once from now on", rays_per_chunk)
-            continue
-        parts.append(
-            torch.cat([part.rgb, part.opacity[:, None], part.depth[:, None], part.normal], dim=1).cpu()
-        )
-        start += rays_per_chunk
-    pixels = torch.cat(parts).view(height, width, 8)
+
+    def pixels_of(rows: slice) -> Float[Tensor, "R 8"]:
+        part = model.render(rays[rows], progress, background)
+        return torch.cat([part.rgb, part.opacity[:, None], part.depth[:, None], part.normal], dim=1).cpu()
+
+    chunks = chunks or TestConfig().chunks()
+    pixels = torch.cat([part for _, part in chunks.results(pixels_of, len(rays))]).view(height, width, 8)
     return ViewRender(pixels[..., :3], pixels[..., 3], pixels[..., 4], pixels[..., 5:])
 
 
@@ -125,7 +124,7 @@ def _target(scene: Scene, index: int) -> tuple[Float[Tensor, "H W 3"], Float[Ten
 
 
 def save_validation_picture(
-    scene: Scene, model: Any, progress: Progress, run: Run, step: int, turn: int
+    scene: Scene, model: Any, progress: Progress, run: Run, step: int, turn: int, chunks: Chunks | None = None
 ) -> None:
     """Render one view to ``save/val`` and log its PSNR.
 
@@ -133,7 +132,7 @@ def save_validation_picture(
     """
     views = scene.test_indices or scene.train_indices
     index = views[turn % len(views)]
-    view = render_view(model, scene.cameras, index, progress, background_color=scene.background_color)
+    view = render_view(model, scene.cameras, index, progress, chunks, background_color=scene.background_color)
     target, _ = _target(scene, index)
     path = run.save / "val" / f"{step:06d}_{Path(scene.image_names[index]).stem}.png"
     write_png(path, view_panel(view, target, scene.cameras.c2w[index]))
@@ -153,11 +152,12 @@ def test(config: Config, scene: Scene, model: Any, progress: Progress, run: Run,
     Without held-out views there is nothing to compare with, and the metrics say so instead of quoting
     training views.
     """
-    views = measure_views(config.test, scene, model, progress, run)
-    names = ("psnr", "psnr_masked", "ssim", "lpips")
+    chunks = config.test.chunks()
+    views = measure_views(scene, model, progress, run, chunks)
+    names = ("psnr", "psnr_masked", "ssim", "ssim_masked", "lpips", "lpips_masked")
     mean = {name: _mean([view[name] for view in views]) for name in names}
     if config.test.video:
-        _write_orbit(config, scene, model, progress, run)
+        _write_orbit(config, scene, model, progress, run, chunks)
     report = export_mesh(config, scene, model.frozen_at(progress), run, step)
     metrics = {
         "step": step,
@@ -181,7 +181,7 @@ def test(config: Config, scene: Scene, model: Any, progress: Progress, run: Run,
 
 
 def measure_views(
-    config: TestConfig, scene: Scene, model: Any, progress: Progress, run: Run
+    scene: Scene, model: Any, progress: Progress, run: Run, chunks: Chunks
 ) -> list[dict[str, Any]]:
     """Render every held-out view, write its comparison picture to ``save/test``, and return its metrics.
 
@@ -195,7 +195,7 @@ def measure_views(
             scene.cameras,
             index,
             progress,
-            config.rays_per_chunk,
+            chunks,
             background_color=scene.background_color,
         )
         target, mask = _target(scene, index)
@@ -208,7 +208,9 @@ def measure_views(
                 "psnr": _finite_or_none(psnr(view.rgb, target)),
                 "psnr_masked": _finite_or_none(psnr(view.rgb, target, mask)) if is_measurable else None,
                 "ssim": ssim(view.rgb, target),
+                "ssim_masked": _finite_or_none(ssim(view.rgb, target, mask)) if is_measurable else None,
                 "lpips": lpips_or_none(view.rgb, target)[0],
+                "lpips_masked": lpips_or_none(view.rgb, target, mask)[0] if is_measurable else None,
                 "picture": str(path),
             }
         )
@@ -225,7 +227,9 @@ def _mean(values: list[float | None]) -> float | None:
     return sum(present) / len(present) if present else None
 
 
-def _write_orbit(config: Config, scene: Scene, model: Any, progress: Progress, run: Run) -> None:
+def _write_orbit(
+    config: Config, scene: Scene, model: Any, progress: Progress, run: Run, chunks: Chunks
+) -> None:
     path = orbit_path(scene, config.dataset.test_steps)
 
     def frames() -> Iterator[Picture]:
@@ -235,7 +239,7 @@ def _write_orbit(config: Config, scene: Scene, model: Any, progress: Progress, r
                 path,
                 index,
                 progress,
-                config.test.rays_per_chunk,
+                chunks,
                 config.test.video_scale,
                 scene.background_color,
             )

@@ -8,7 +8,6 @@ the field is asked exactly at the surface, so that nothing from the space around
 
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol, cast, runtime_checkable
@@ -23,6 +22,7 @@ from process_data.geometry import up_axis
 from utils.errors import ConfigError, ExportError
 from utils.extraction import extract_surface
 from utils.images import write_png
+from utils.memory import Chunks
 from utils.mesh import (
     Up,
     drop_shells,
@@ -61,7 +61,7 @@ class ExportConfig:
     lipschitz: float = 1.5
     """Slope of the signed distance up to which no part of the surface is missed; more is safer, slower."""
     chunk: int = 2**18
-    """Points asked of the model at once."""
+    """Points asked of the model at once; halved when memory runs out."""
 
     def __post_init__(self) -> None:
         remedies = {
@@ -148,15 +148,16 @@ def export_mesh(
         Paths and measures.
 
     Raises:
-        ExportError: no surface, nothing left after cleaning, colours that cannot be right, or files that
-            cannot be written.
+        ExportError: no surface, nothing left after cleaning, colours that cannot be right, files that
+            cannot be written, or no memory for a single point.
     """
     settings, folder = config.export, Path(run.folder) / "save"
+    chunks = Chunks("points", settings.chunk, "export.chunk")
     found = extract_surface(
         model.query_sdf,
         settings.resolution,
         lipschitz=settings.lipschitz,
-        chunk=settings.chunk,
+        chunks=chunks,
         device=model.device,
     )
     in_scene = clean_surface(found, settings)
@@ -164,7 +165,7 @@ def export_mesh(
     logger.info(
         "kept %s faces, dropped %s in shells and floaters", f"{len(in_scene.faces):,}", f"{dropped:,}"
     )
-    in_scene = shade_surface(in_scene, model, settings.chunk)
+    in_scene = shade_surface(in_scene, model, chunks)
     if scene.cameras.ndc is not None:
         in_scene = unwarp_mesh(in_scene, scene.cameras.ndc)
     world_from_scene = scene.world_from_scene.cpu().numpy()
@@ -196,29 +197,29 @@ def clean_surface(mesh: TriangleMesh, settings: ExportConfig) -> TriangleMesh:
     return keep_largest_components(mesh, settings.keep_components, settings.min_faces)
 
 
-def shade_surface(mesh: TriangleMesh, model: SurfaceModel, chunk: int) -> TriangleMesh:
+def shade_surface(mesh: TriangleMesh, model: SurfaceModel, chunks: Chunks) -> TriangleMesh:
     """Add normals and colours from the model to a mesh in scene space.
 
     A gradient that vanishes leaves the normal of the geometry. Colours are seen along minus the normal.
 
     Raises:
         ExportError: more than 99 % of the colours are equal, as with a colour network that was never trained
-            or loaded.
+            or loaded; or the device has no memory for a single vertex.
     """
     device = model.device
     fallback = torch.from_numpy(vertex_normals(mesh)).to(device)
     positions = torch.from_numpy(mesh.vertices.astype(np.float32)).to(device)
-    normals, colors = [], []
-    for part in _chunks(len(positions), chunk):
+
+    def shade(part: slice) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
         gradient = model.query_gradient(positions[part])
         length = gradient.norm(dim=1, keepdim=True)
         usable = torch.isfinite(length) & (length > 1e-6)
         normal = torch.where(usable, gradient / length.clamp_min(1e-6), fallback[part])
         rgb = model.query_color(positions[part], -normal)
-        normals.append(normal.float().cpu().numpy())
-        colors.append(
-            (255.0 * rgb.float().nan_to_num().clamp(0.0, 1.0)).round().to(torch.uint8).cpu().numpy()
-        )
+        color = (255.0 * rgb.float().nan_to_num().clamp(0.0, 1.0)).round().to(torch.uint8)
+        return normal.float().cpu().numpy(), color.cpu().numpy()
+
+    normals, colors = zip(*(pair for _, pair in chunks.results(shade, len(positions))), strict=True)
     shaded = replace(mesh, normals=np.concatenate(normals), colors=np.concatenate(colors))
     _check_colors(np.concatenate(colors))
     return shaded
@@ -235,10 +236,6 @@ def _check_colors(colors: npt.NDArray[np.uint8]) -> None:
             f"{100.0 * counts.max() / len(packed):.1f} % of the vertex colours are {shown}",
             "the radiance network was not trained or not loaded: use a later checkpoint",
         )
-
-
-def _chunks(count: int, chunk: int) -> Iterator[slice]:
-    return (slice(start, start + chunk) for start in range(0, count, chunk))
 
 
 def _y_up(up: Up | Literal["auto"], scene: Scene) -> npt.NDArray[np.float64]:

@@ -1,38 +1,13 @@
 """What a run looks like while it trains: running means for the history, and one line in the terminal."""
 
 import sys
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from tqdm import tqdm
 
 from models import Model
 from systems.record import Run
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """What one step reports; tensors, so that nothing waits for the device until somebody looks."""
-
-    loss: Float[Tensor, ""]
-    terms: dict[str, Tensor]
-    """The unweighted terms that were computed."""
-    psnr: Float[Tensor, ""]
-    """Of the step's pixels, dB."""
-    finite: bool
-    """Whether the step was taken; one with a loss or a gradient that is not finite is skipped."""
-    num_rays: int
-    num_samples: int
-    """Samples that were rendered."""
-    num_marched: int
-    """Samples before those that nothing can see were dropped."""
-
-
-def mean_psnr(records: list[StepRecord]) -> float:
-    """Mean over some steps, dB."""
-    return float(torch.stack([record.psnr for record in records]).mean())
+from systems.step import FIELDS, StepRecord
 
 
 def memory_gib() -> float:
@@ -81,7 +56,9 @@ class Meter:
 
     def recent_psnr(self) -> float:
         """Mean over the steps since the last row, or over that row's right after it."""
-        return mean_psnr(self._records) if self._records else self.psnr
+        if not self._records:
+            return self.psnr
+        return float(torch.stack([record.psnr for record in self._records]).mean())
 
     def add(self, record: StepRecord, step: int, seconds: float, fraction: float) -> None:
         """Take one step's record.
@@ -97,20 +74,24 @@ class Meter:
             return
         elapsed = max(seconds - self._since, 1e-9)
         records, self._records, self._since = self._records, [], seconds
-        self.psnr = mean_psnr(records)
+        # Terms come and go with their weights; what all steps report comes first.
+        table = torch.stack([one.values[: len(FIELDS)] for one in records]).cpu()
+        column = dict(zip(FIELDS, table.unbind(dim=1), strict=True))
+        self.psnr = float(column["psnr"].mean())
+        last = dict(zip(record.terms, record.values[len(FIELDS) :].tolist(), strict=True))
         values = {
             "minutes": seconds / 60,
-            "loss": float(record.loss),
+            "loss": float(column["loss"][-1]),
             "psnr": self.psnr,
-            **{name: float(record.terms.get(name, 0.0)) for name in self._terms},
+            **{name: last.get(name, 0.0) for name in self._terms},
             "inv_s": float(self._model.inv_s().detach()),
             "occupied": self._model.occupancy.share,
-            "rays": record.num_rays,
-            "samples": record.num_samples,
-            "marched": record.num_marched,
-            "rays_per_second": sum(record.num_rays for record in records) / elapsed,
-            "samples_per_second": sum(record.num_samples for record in records) / elapsed,
-            "skipped": sum(not record.finite for record in records),
+            "rays": int(column["num_rays"][-1]),
+            "samples": int(column["num_samples"][-1]),
+            "marched": int(column["num_marched"][-1]),
+            "rays_per_second": float(column["num_rays"].double().sum()) / elapsed,
+            "samples_per_second": float(column["num_samples"].double().sum()) / elapsed,
+            "skipped": int((column["finite"] == 0).sum()),
         }
         self._run.scalars(step, values)
         self._refresh_bar(values, step, seconds, fraction)

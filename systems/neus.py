@@ -1,5 +1,6 @@
 """NeuS's training rules: which loss terms, how they are weighted, and what anneals when."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -81,32 +82,29 @@ class NeuSSystem:
         opened = 1.0 if config.levels_end == 0 else min(fraction / config.levels_end, 1.0)
         first = min(config.initial_levels, self.num_levels)
         weights = {name: value_at(getattr(config.loss, name), fraction) for name in self.terms}
+        weights = {name: weight for name, weight in weights.items() if weight > 0}
         return Progress(fraction, anneal, first + opened * (self.num_levels - first), weights)
 
     def background_color(
-        self, scene_color: tuple[float, float, float], generator: torch.Generator
+        self, scene_color: Float[Tensor, "3"], generator: torch.Generator
     ) -> Float[Tensor, "3"]:
         """The colour behind masked objects for one training step, 0..1."""
         if self.config.background == "random":
             return torch.rand(3, generator=generator, device=generator.device)
-        return torch.tensor(scene_color, device=generator.device)
+        return scene_color
 
     def loss_terms(self, render: RenderOutput, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """The unweighted terms whose weight is not zero now."""
-        weights = progress.loss_weights
-        terms: dict[str, Tensor] = {}
-        if weights["rgb_l1"] > 0:
-            terms["rgb_l1"] = losses.rgb_l1(render.rgb, batch.rgb)
-        if weights["rgb_l2"] > 0:
-            terms["rgb_l2"] = losses.rgb_l2(render.rgb, batch.rgb)
-        if weights["rgb_charbonnier"] > 0:
-            terms["rgb_charbonnier"] = losses.rgb_charbonnier(render.rgb, batch.rgb)
-        if weights["eikonal"] > 0:
-            terms["eikonal"] = losses.eikonal(render.gradient)
-        if weights["mask"] > 0 and batch.mask is not None:
-            terms["mask"] = losses.mask_bce(render.opacity, batch.mask)
-        if weights["opacity"] > 0:
-            terms["opacity"] = losses.opacity_entropy(render.opacity)
-        if weights["sparsity"] > 0:
-            terms["sparsity"] = losses.sparsity(render.sdf, self.config.sparsity_scale)
-        return terms
+        """The unweighted terms that have a weight now."""
+        rays, samples = render.is_served, render.is_sample
+        terms: dict[str, Callable[[], Tensor]] = {
+            "rgb_l1": lambda: losses.rgb_l1(render.rgb, batch.rgb, rays),
+            "rgb_l2": lambda: losses.rgb_l2(render.rgb, batch.rgb, rays),
+            "rgb_charbonnier": lambda: losses.rgb_charbonnier(render.rgb, batch.rgb, rays),
+            "eikonal": lambda: losses.eikonal(render.gradient, samples),
+            "opacity": lambda: losses.opacity_entropy(render.opacity, rays),
+            "sparsity": lambda: losses.sparsity(render.sdf, self.config.sparsity_scale, samples),
+        }
+        if batch.mask is not None:
+            mask = batch.mask
+            terms["mask"] = lambda: losses.mask_bce(render.opacity, mask, rays)
+        return {name: terms[name]() for name in progress.loss_weights}

@@ -6,8 +6,9 @@ functions of the fraction done and need none.
 """
 
 import logging
+import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,16 +19,20 @@ from torch import Tensor, nn
 from models import Model
 from process_data.batches import RayBatches
 from systems import checkpoint
+from systems.adam import Adam
+from systems.device_step import DeviceStep
 from systems.evaluate import save_validation_picture
 from systems.health import check_health, check_learning
-from systems.meter import Meter, StepRecord
+from systems.meter import Meter
 from systems.random_state import global_random_state, set_global_random_state
 from systems.record import Run
 from systems.schedules import learning_rate_factor
+from systems.step import FIELDS, Forward, Judgement, StepRecord
 from systems.stop import StopRequest
+from utils.backend import restore_generator
 from utils.config import Config
 from utils.errors import TrainingError
-from utils.types import Batch, Scene
+from utils.types import Budget, Scene
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +59,9 @@ class OptimizerConfig:
     """Learning rate at the end over that at the start."""
     clip_norm: float = 0.0
     """Largest norm of the gradient of each group; 0 leaves gradients as they are."""
+    skip_untouched: bool = False
+    """With fixed buffers: leave what has a gradient of exactly 0 alone (table rows that no sample of the step
+    touched; instant-ngp's rule), instead of letting its moments decay and move it on."""
 
     def __post_init__(self) -> None:
         for key in ("grid", "networks", "variance", "background", "clip_norm"):
@@ -79,6 +87,14 @@ class TrainerConfig:
     """Rays of the first step."""
     max_rays: int = 8192
     """Most rays of a step."""
+    buffers: Literal["auto", "fixed", "packed"] = "auto"
+    """Of a step's samples: of fixed size, so that no host waits for their number, or just as large as needed.
+    auto: fixed on a GPU, packed on a CPU."""
+    lookahead: float = 4.0
+    """With fixed buffers: samples looked at before those that nothing can see are dropped, in units of
+    samples_per_step."""
+    cuda_graph: bool = True
+    """On a GPU: record a step once and replay it; false launches its kernels one by one, which is slower."""
     foreground_share: float = 0.0
     """Share of the rays drawn from the (widened) masks only; the rest from everywhere."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -110,6 +126,8 @@ class TrainerConfig:
         for key, low in lowest.items():
             if getattr(self, key) < low:
                 raise ValueError(f"trainer.{key}: must be at least {low}, got {getattr(self, key)}")
+        if not 1 <= self.lookahead <= 64:
+            raise ValueError(f"trainer.lookahead: must lie in 1..64, got {self.lookahead}")
         if not 0 <= self.foreground_share <= 1:
             raise ValueError(f"trainer.foreground_share: must lie in 0..1, got {self.foreground_share}")
         if self.max_minutes is not None and not self.max_minutes > 0:
@@ -129,6 +147,8 @@ class Trainer:
             scene, device=device, seed=config.seed, foreground_fraction=self.config.foreground_share
         )
         self.generator = torch.Generator(device).manual_seed(config.seed + 1)
+        color = torch.tensor(scene.background_color, device=device)
+        self.forward = Forward(self.batches, model, system, self.generator, color)
         optimizer = self.config.optimizer
         groups = [
             {
@@ -139,13 +159,24 @@ class Trainer:
             }
             for name, parameters in model.parameter_groups().items()
         ]
-        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15, fused=True)
+        self.optimizer: torch.optim.Optimizer
+        self.device_step: DeviceStep | None = None
+        if self._has_fixed_buffers():
+            self.optimizer = Adam(
+                groups, betas=(0.9, 0.99), eps=1e-15, skip_untouched=optimizer.skip_untouched
+            )
+        else:
+            self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15, fused=True)
         self.step = 0
         self.train_seconds = 0.0
         self.num_rays = min(self.config.initial_rays, self.config.max_rays)
         self.bad_steps = 0
         self.rollbacks = 0
+        self.validation_chunks = config.test.chunks()
         self.last_checkpoint: Path | None = None
+        self.budget_share = 1.0
+        if self._has_fixed_buffers():
+            self.device_step = self._new_device_step()
 
     # ---------------------------------------------------------------- one step
 
@@ -159,74 +190,91 @@ class Trainer:
     def train_step(self) -> StepRecord:
         """One optimisation step, read from top to bottom."""
         progress = self.system.progress_at(self.fraction_done())
-        batch = self.batches.draw(self.num_rays)
-        background = self.system.background_color(self.scene.background_color, self.generator)
-        batch = composite_masked(batch, background)
-        render = self.model.render(batch.rays, progress, background, self.generator)
-        terms = self.system.loss_terms(render, batch, progress)
-        loss = weighted_sum(terms, progress.loss_weights)
-
-        finite = self.update(loss, progress.fraction)
-        if not finite:
-            self.handle_bad_step(terms, batch)
+        if self.device_step is not None:
+            # The same on the device, from the batch to the next number of rays.
+            record = self.device_step(progress, self.learning_rates())
+        else:
+            judgement = self.forward(progress, self.num_rays)
+            finite = self.update(judgement.loss)
+            if not finite:
+                self.handle_bad_step(judgement)
+            record = StepRecord.of(judgement, finite)
+            self.num_rays = next_num_rays(self.num_rays, len(judgement.render.sdf), self.config)
         if self.step % self.config.occupancy_every == 0:
             self.model.update_occupancy(progress, self.generator)
-        record = StepRecord(
-            loss.detach(),
-            {name: term.detach() for name, term in terms.items()},
-            psnr=-10.0 * torch.log10((render.rgb.detach() - batch.rgb).square().mean().clamp(min=1e-10)),
-            finite=finite,
-            num_rays=self.num_rays,
-            num_samples=len(render.sdf),
-            num_marched=render.num_marched,
-        )
-        self.num_rays = next_num_rays(self.num_rays, len(render.sdf), self.config)
         return record
 
-    def update(self, loss: Float[Tensor, ""], fraction: float) -> bool:
-        """Backward pass and optimiser step; a step whose loss or gradient is not finite changes nothing."""
+    def learning_rates(self) -> list[float]:
+        """Of each group of parameters, now."""
         config = self.config.optimizer
         factor = learning_rate_factor(
-            self.step, fraction, config.warmup_steps, config.decay, config.final_ratio
+            self.step, self.fraction_done(), config.warmup_steps, config.decay, config.final_ratio
         )
+        return [group["base_lr"] * factor for group in self.optimizer.param_groups]
+
+    def update(self, loss: Float[Tensor, ""]) -> bool:
+        """Backward pass and optimiser step; a step whose loss or gradient is not finite changes nothing."""
+        rates = self.learning_rates()
         self.optimizer.zero_grad(set_to_none=True)
         if not loss.requires_grad:
             # No ray met anything and there is no background to learn: there is nothing to update.
             return bool(torch.isfinite(loss))
         loss.backward()
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
             gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
             # The sum of a tensor is non-finite as soon as one element is.
             if not all(torch.isfinite(gradient.sum()) for gradient in gradients):
                 return False
-            if config.clip_norm > 0:
-                nn.utils.clip_grad_norm_(group["params"], config.clip_norm)
+            if self.config.optimizer.clip_norm > 0:
+                nn.utils.clip_grad_norm_(group["params"], self.config.optimizer.clip_norm)
         if not torch.isfinite(loss):
             return False
         self.optimizer.step()
         self.bad_steps = 0
         return True
 
-    def handle_bad_step(self, terms: dict[str, Tensor], batch: Batch) -> None:
+    def handle_bad_step(self, judgement: Judgement) -> None:
         """Count and name a non-finite step; roll back after too many in a row.
 
         Raises:
             TrainingError: three roll-backs did not help.
         """
         self.bad_steps += 1
-        culprits = [name for name, term in terms.items() if not torch.isfinite(term)] or ["a gradient"]
-        views = sorted(set(batch.rays.camera_indices.tolist()))[:8]
+        terms = judgement.terms.items()
+        culprits = [name for name, term in terms if not torch.isfinite(term)] or ["a gradient"]
+        views = sorted(set(judgement.batch.rays.camera_indices.tolist()))[:8]
         log.warning(
             "step %d skipped: %s is not finite (%d in a row; rays from views %s ...)",
             *(self.step, ", ".join(culprits), self.bad_steps, views),
         )
+        self._roll_back_if_stuck(", ".join(culprits))
+
+    def look_for_bad_steps(self, record: StepRecord) -> None:
+        """Ask the device how many steps in a row it has skipped by now.
+
+        Raises:
+            TrainingError: three roll-backs did not help.
+        """
+        assert self.device_step is not None
+        self.bad_steps = int(self.device_step.bad_steps)
+        if self.bad_steps == 0:
+            return
+        terms = zip(record.terms, record.values[len(FIELDS) :].tolist(), strict=True)
+        culprits = [name for name, value in terms if not math.isfinite(value)] or ["a gradient"]
+        log.warning(
+            "step %d skipped: %s is not finite (%d in a row)",
+            *(self.step, ", ".join(culprits), self.bad_steps),
+        )
+        self._roll_back_if_stuck(", ".join(culprits))
+
+    def _roll_back_if_stuck(self, culprits: str) -> None:
         if self.bad_steps < self.config.max_bad_steps:
             return
         if self.last_checkpoint is None or self.rollbacks == 3:
             raise TrainingError(
                 f"step {self.step}",
-                f"{', '.join(culprits)} is not finite in {self.bad_steps} steps in a row",
+                f"{culprits} is not finite in {self.bad_steps} steps in a row",
                 f"resume from {self.last_checkpoint} with smaller trainer.optimizer rates",
             )
         rollbacks = self.rollbacks + 1
@@ -235,6 +283,48 @@ class Trainer:
         self._load(checkpoint.load(self.last_checkpoint), with_generators=False)
         self.run.forget_after(self.step)
         self.rollbacks, self.bad_steps = rollbacks, 0
+        if self.device_step is not None:
+            self.device_step.bad_steps.zero_()
+
+    # ---------------------------------------------------------------- buffers of fixed size
+
+    def _has_fixed_buffers(self) -> bool:
+        wanted = self.config.buffers
+        return self.device.type == "cuda" if wanted == "auto" else wanted == "fixed"
+
+    def _new_device_step(self) -> DeviceStep:
+        config = self.config
+        assert isinstance(self.optimizer, Adam)
+        rendered = max(1, int(self.budget_share * config.samples_per_step))
+        budget = Budget(
+            torch.tensor(self.num_rays, device=self.device), int(config.lookahead * rendered), rendered
+        )
+        return DeviceStep(
+            *(self.forward, self.optimizer, self.system.terms, budget, config.max_rays),
+            *(config.optimizer.clip_norm, config.cuda_graph and not self.model.backends.waits),
+        )
+
+    def shrink_budget(self) -> None:
+        """Go on with half the samples a step after the device ran out of memory; once.
+
+        Raises:
+            TrainingError: it has been halved before.
+        """
+        where = f"step {self.step}"
+        if self.budget_share < 1.0 or self.device_step is None:
+            remedy = "set trainer.samples_per_step or model.sdf.hash_grid.log2_table_size lower"
+            raise TrainingError(where, "out of memory", remedy)
+        self.budget_share = 0.5
+        self.num_rays = max(1, int(self.device_step.budget.num_rays) // 2)
+        self.device_step = None
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.device_step = self._new_device_step()
+        samples = self.device_step.budget.rendered
+        log.warning(
+            "%s: out of memory; going on with %d samples a step instead of twice as many", where, samples
+        )
 
     # ---------------------------------------------------------------- the loop
 
@@ -255,7 +345,14 @@ class Trainer:
                     self.last_checkpoint = self.save_checkpoint()
                 while self.fraction_done() < 1.0:
                     start = time.perf_counter()
-                    record = self.train_step()
+                    try:
+                        record = self.train_step()
+                    except torch.OutOfMemoryError:
+                        self.shrink_budget()
+                        continue
+                    if self.device_step is not None and (self.step + 1) % config.log_every == 0:
+                        # Here the host waits for the device, and nowhere else.
+                        self.look_for_bad_steps(record)
                     self.step += 1
                     self.train_seconds += time.perf_counter() - start
                     meter.add(record, self.step, self.train_seconds, self.fraction_done())
@@ -283,7 +380,8 @@ class Trainer:
         if config.val_every and step % config.val_every == 0:
             progress = self.system.progress_at(self.fraction_done())
             save_validation_picture(
-                self.scene, self.model, progress, self.run, step, step // config.val_every
+                *(self.scene, self.model, progress, self.run, step, step // config.val_every),
+                self.validation_chunks,
             )
 
     def _heed(self, warnings: list[str]) -> None:
@@ -302,7 +400,9 @@ class Trainer:
                 "dataset": self.full_config.dataset.name,
                 "scene": root or self.scene.name,
                 "frames": len(self.scene.train_indices),
-                "losses": " ".join(f"{name}:{'on' if weight else 'off'}" for name, weight in weights.items()),
+                "losses": " ".join(
+                    f"{name}:{'on' if name in weights else 'off'}" for name in self.system.terms
+                ),
                 "steps": self.step,
                 "minutes": round(self.train_seconds / 60, 2),
             }
@@ -312,6 +412,8 @@ class Trainer:
 
     def save_checkpoint(self) -> Path:
         """Write everything that the next step depends on."""
+        if self.device_step is not None:
+            self.num_rays = int(self.device_step.budget.num_rays)
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -355,23 +457,13 @@ class Trainer:
             state["bad_steps"],
             state["rollbacks"],
         )
+        if self.device_step is not None:
+            self.device_step.attach_rates()
+            self.device_step.budget.num_rays.fill_(self.num_rays)
         if with_generators:
             self.batches.load_state_dict(state["batches"])
-            self.generator.set_state(state["generator"])
+            restore_generator(self.generator, state["generator"])
             set_global_random_state(state["random"])
-
-
-def composite_masked(batch: Batch, background: Float[Tensor, "3"]) -> Batch:
-    """Put the background colour behind the masked object; without masks the photographs stay as they are."""
-    if batch.mask is None:
-        return batch
-    mask = batch.mask[:, None]
-    return replace(batch, rgb=mask * batch.rgb + (1.0 - mask) * background)
-
-
-def weighted_sum(terms: dict[str, Tensor], weights: Any) -> Float[Tensor, ""]:
-    """Sum of the terms, each times its weight."""
-    return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
 
 
 def next_num_rays(num_rays: int, num_samples: int, config: TrainerConfig) -> int:
@@ -383,4 +475,4 @@ def next_num_rays(num_rays: int, num_samples: int, config: TrainerConfig) -> int
 def describe_losses(system: Any, fraction: float) -> str:
     """One line: the terms and their weights now."""
     weights = system.progress_at(fraction).loss_weights
-    return "  ".join(f"{name} {weight:g}" for name, weight in weights.items() if weight > 0)
+    return "  ".join(f"{name} {weight:g}" for name, weight in weights.items())

@@ -69,6 +69,12 @@ def test_defaults() -> None:
         ("--inspect", "no config"),
         ("--train --config c.yaml --inspect", "--inspect does one thing alone"),
         ("--doctor --eval a.ply --gt b.ply", "--eval does one thing alone"),
+        ("--eval a.ply --dtu DTU", "--dtu DIR and --scan N belong together"),
+        ("--eval a.ply --gt b.ply --scan 3", "--dtu DIR and --scan N belong together"),
+        ("--dtu DTU --scan 3", "belong together"),
+        ("--sweep a.yaml --config c.yaml", "--sweep names its config in its file"),
+        ("--sweep a.yaml --train", "--sweep does one thing alone"),
+        ("--train --config c.yaml --vram 5", "invalid choice: 5 (choose from 4, 8, 12, 24)"),
         ("--train --config c.yaml --out x", "--out belongs to --prepare, --convert and --inspect"),
     ],
 )

@@ -8,11 +8,15 @@ that says why it cannot run here (``None`` where it can). :func:`resolve_backend
 """
 
 import difflib
+import functools
+import importlib
+import importlib.util
 import math
 import os
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -33,6 +37,40 @@ def available_on_cpu(device: torch.device) -> str | None:
 def available_anywhere(device: torch.device) -> None:
     """Check of the plain PyTorch versions, which run on every device."""
     del device
+
+
+def is_interpreted() -> bool:
+    """Whether Triton kernels run in its interpreter, on tensors of the CPU (the environment's doing)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def available_on_gpu(device: torch.device, least: tuple[int, int] = (7, 0)) -> str | None:
+    """Check of the Triton versions: ``None`` where they run on ``device``, else the reason and the remedy.
+
+    Args:
+        device: where the tensors live.
+        least: compute capability that the kernels need: (7, 0) is Volta, (8, 0) Ampere, the first whose
+            matrix units take float32.
+    """
+    if device.type != "cuda" and not is_interpreted():
+        return f"Triton kernels need a GPU, this run uses the {device.type}"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (PyTorch's CUDA builds for Linux bring it): pip install triton"
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability < least:
+            has, needs = (".".join(map(str, pair)) for pair in (capability, least))
+            return f"this GPU has compute capability {has}, the kernels need {needs}: use backend reference"
+    return None
+
+
+@functools.cache
+def implementation(package: str, name: str) -> ModuleType:
+    """The module with one implementation of an operation, imported when it is first used.
+
+    Nothing that this machine lacks (Triton, nerfacc, tiny-cuda-nn) is imported before a config asks for it.
+    """
+    return importlib.import_module(f"{package}.{name}")
 
 
 def resolve_backend(
@@ -97,11 +135,34 @@ def resolve_device(requested: str) -> torch.device:
     return torch.device("cuda" if requested != "cpu" and has_gpu else "cpu")
 
 
+def limit_memory(device: torch.device, gib: int | None) -> None:
+    """Keep this process below so much of a GPU's memory; ``None``: take what it needs.
+
+    Raises:
+        BackendError: there is no GPU whose memory could be limited.
+    """
+    if gib is None:
+        return
+    if device.type != "cuda":
+        raise BackendError("--vram", f"is about a GPU's memory, this run uses {device.type}", "leave it out")
+    total = torch.cuda.get_device_properties(device).total_memory / 2**30
+    torch.cuda.set_per_process_memory_fraction(min(gib / total, 1.0), device)
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python's, NumPy's and PyTorch's generators, those of all GPUs included."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - libraries that draw from NumPy's global generator are meant, too.
     torch.manual_seed(seed)
+
+
+def restore_generator(generator: torch.Generator, state: torch.Tensor) -> None:
+    """Set a generator to a state from a checkpoint; one of another kind of device leaves it as it is.
+
+    A run that moves between a CPU and a GPU cannot repeat its draws, and goes on with others.
+    """
+    if len(state) == len(generator.get_state()):
+        generator.set_state(state.cpu())
 
 
 def set_cpu_threads() -> int:
@@ -115,8 +176,9 @@ def set_cpu_threads() -> int:
 
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     threads = int(wanted) if wanted.isdigit() and int(wanted) > 0 else _granted_cores()
-    torch.set_num_threads(threads)
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    # After Numba, whose OpenMP layer sets the number for the whole process when it starts.
+    torch.set_num_threads(threads)
     return threads
 
 

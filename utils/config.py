@@ -11,6 +11,9 @@ line that begins with the dotted key (or file and line) at fault.
 A YAML may carry ``base:``, one path or a list of paths relative to that YAML. They are merged in order, each
 over the one before, and the file itself over them all; bases may have bases.
 
+It may also say what is otherwise on a GPU (``on_cuda:``, a tree of keys) and with how much of its memory
+(``on_vram:``, such trees by GiB). They lie over all files of a config and below the command line's overrides.
+
 Pitfall: a field typed ``Any`` (schedules: a number or a list of ``[fraction, value]`` pairs) holds lists,
 never tuples, after loading, so that a config read back from ``parsed.yaml`` equals the one written to it.
 """
@@ -68,13 +71,21 @@ class Config:
         return OmegaConf.to_yaml(OmegaConf.create(self.tree))
 
 
-def load_config(path: str | Path, overrides: Sequence[str], sections: Sections) -> Config:
+def load_config(
+    path: str | Path,
+    overrides: Sequence[str],
+    sections: Sections,
+    device: str = "cpu",
+    vram: int | None = None,
+) -> Config:
     """Read a YAML file with its bases, apply overrides, and build the frozen config objects.
 
     Args:
         path: a YAML file; also the ``parsed.yaml`` of a finished run.
         overrides: ``key=value`` strings with dotted keys and YAML values, the last one wins.
         sections: the schema, by top-level section; a dictionary by name is chosen from by ``<section>.name``.
+        device: ``cpu`` or ``cuda``, for which ``on_cuda`` is meant.
+        vram: on a GPU, memory to fit into, GiB; a key of ``on_vram``, unless no file of this config has it.
 
     Returns:
         The config. ``system.name`` is the model's name unless it is given.
@@ -83,13 +94,21 @@ def load_config(path: str | Path, overrides: Sequence[str], sections: Sections) 
         ConfigError: file missing or malformed, key unknown, value of the wrong type or out of range.
     """
     raw = _read(Path(path), ())
+    on_cuda, on_vram = (raw.pop(key, None) or OmegaConf.create({}) for key in ("on_cuda", "on_vram"))
+    if device == "cuda":
+        raw = _merge(raw, on_cuda)
+        if vram is not None and on_vram:
+            if vram not in on_vram:
+                sizes = ", ".join(str(size) for size in on_vram)
+                raise ConfigError("--vram", f"{path} has no settings for {vram} GiB", f"give one of {sizes}")
+            raw = _merge(raw, on_vram[vram])
     for override in overrides:
         raw = _merge(raw, _parse_override(override))
     if "system" in sections:
         raw = _merge(OmegaConf.create({"system": {"name": "${model.name}"}}), raw)
 
     schema = _choose_classes(raw, sections)
-    config = _typed(_container(raw), schema)
+    config = _typed(container(raw), schema)
     tree = _plain(_resolve(config, schema))
     # The second pass starts from plain values, as a later run that reads parsed.yaml does: both are equal.
     typed = _typed(tree, schema)
@@ -144,8 +163,8 @@ def _read(path: Path, above: tuple[Path, ...]) -> DictConfig:
         chain = " -> ".join(file.name for file in (*above, path))
         raise ConfigError(path, f"base files go in a circle ({chain})", "remove one of these base: entries")
     above = (*above, path.resolve())
-    config = _load_yaml(path)
-    bases = _container(config).get("base")
+    config = load_yaml(path)
+    bases = container(config).get("base")
     config.pop("base", None)
     bases = [bases] if isinstance(bases, str) else bases or []
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
@@ -158,8 +177,12 @@ def _read(path: Path, above: tuple[Path, ...]) -> DictConfig:
     return _merge(merged, config)
 
 
-def _load_yaml(path: Path) -> DictConfig:
-    """Parse one file; every way in which this fails becomes one line."""
+def load_yaml(path: Path) -> DictConfig:
+    """Parse one YAML file that holds a mapping.
+
+    Raises:
+        ConfigError: one line for every way in which this fails.
+    """
     try:
         config = OmegaConf.load(path)
     except FileNotFoundError:
@@ -216,7 +239,7 @@ def _choose_classes(raw: DictConfig, sections: Sections) -> dict[str, Any]:
     for key in raw:
         # A misspelt section comes before the complaint that the section meant has no name.
         if key not in schema:
-            raise unknown_key(str(key), _container(raw)[key], schema, schema)
+            raise unknown_key(str(key), container(raw)[key], schema, schema)
     for section, offered in sections.items():
         if isinstance(offered, type):
             continue
@@ -235,7 +258,7 @@ def _choose_classes(raw: DictConfig, sections: Sections) -> dict[str, Any]:
     return schema
 
 
-def _container(config: DictConfig) -> dict[Any, Any]:
+def container(config: DictConfig) -> dict[Any, Any]:
     """Plain nested dictionaries and lists, interpolations as text."""
     return typing.cast(dict[Any, Any], OmegaConf.to_container(config))
 
@@ -335,7 +358,7 @@ def _wrong_type(key: str, value: Any, schema: Mapping[str, Any]) -> ConfigError:
 
 def _resolve(config: DictConfig, schema: Mapping[str, Any]) -> Any:
     """All values with interpolations computed, after making sure that none is missing."""
-    given = _container(config)
+    given = container(config)
     for key in keys_of(schema):
         if _at(given, key) == "???":
             raise ConfigError(key, "has no value", f"set it in the config or with {key}=...")

@@ -34,6 +34,14 @@ _TOOLS = (
     ),
     _Tool("rembg", "rembg", "--prepare: foreground masks", "pip install 'rembg[cpu]'"),
     _Tool("lpips", "lpips", "--test: LPIPS beside PSNR and SSIM", "pip install lpips"),
+    _Tool("triton", "triton", "the kernels on a GPU", "comes with PyTorch's CUDA builds for Linux"),
+    _Tool("nerfacc", "nerfacc", "model.backend=nerfacc, not needed otherwise", "pip install nerfacc"),
+    _Tool(
+        "tinycudann",
+        "tinycudann",
+        "model.backend=tinycudann, not needed otherwise",
+        "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch",
+    ),
 )
 
 
@@ -100,7 +108,8 @@ def _device() -> str:
 
     found = [
         f"cuda:{index} {torch.cuda.get_device_name(index)}"
-        f" ({torch.cuda.get_device_properties(index).total_memory / 2**30:.0f} GiB)"
+        f" ({torch.cuda.get_device_properties(index).total_memory / 2**30:.0f} GiB, compute capability"
+        f" {'.'.join(map(str, torch.cuda.get_device_capability(index)))})"
         for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     ]
     if torch.backends.mps.is_available():

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from utils.errors import ExportError
 from utils.marching_cubes import BRICK, Ints, find_node, march_bricks, read_corners
+from utils.memory import Chunks
 from utils.types import TriangleMesh
 
 logger = logging.getLogger("utils.extraction")
@@ -45,7 +46,7 @@ def extract_surface(
     *,
     clip_to_sphere: bool = True,
     lipschitz: float = 1.5,
-    chunk: int = 2**18,
+    chunks: Chunks | None = None,
     device: torch.device | str = "cpu",
 ) -> TriangleMesh:
     """Triangulate ``sdf = 0`` inside the box ``[-bound, bound]^3``.
@@ -56,7 +57,7 @@ def extract_surface(
         bound: half the side of the box, scene units.
         clip_to_sphere: keep only faces whose vertices all lie inside the unit sphere (a clean cut).
         lipschitz: slope up to which no part of the surface is missed; larger is safer and slower.
-        chunk: points per call of ``sdf``.
+        chunks: points per call of ``sdf``; 2^18 unless given.
         device: where ``sdf`` wants its positions.
 
     Returns:
@@ -64,11 +65,12 @@ def extract_surface(
 
     Raises:
         ExportError: the field has no zero inside, is not finite, or the lattice would not fit into memory.
-        ValueError: ``resolution``, ``bound``, ``lipschitz`` or ``chunk`` is not positive.
+        ValueError: ``resolution``, ``bound`` or ``lipschitz`` is not positive.
     """
-    if min(resolution, bound, lipschitz, chunk) <= 0:
-        raise ValueError("resolution, bound, lipschitz and chunk must be positive")
-    lattice = _Lattice(sdf, resolution, bound, 1.0 if clip_to_sphere else float("inf"), chunk, device)
+    if min(resolution, bound, lipschitz) <= 0:
+        raise ValueError("resolution, bound and lipschitz must be positive")
+    chunks = chunks or Chunks("points", 2**18, "export.chunk")
+    lattice = _Lattice(sdf, resolution, bound, 1.0 if clip_to_sphere else float("inf"), chunks, device)
     cells, coarse = _coarse_cells(lattice, lipschitz)
     logger.info(
         "extracting the surface at %d^3: %s bricks near it, up to %.2f GiB",
@@ -102,7 +104,7 @@ class _Lattice:
     resolution: int
     bound: float
     clip_radius: float
-    chunk: int
+    chunks: Chunks
     device: torch.device | str
     num_evaluated: int = 0
 
@@ -120,12 +122,15 @@ class _Lattice:
 
     def evaluate(self, nodes: Ints) -> npt.NDArray[np.float32]:
         """Field values ``(P,)`` at nodes ``(P, 3)``."""
-        values = np.empty(len(nodes), np.float32)
-        for start in range(0, len(nodes), self.chunk):
-            part = slice(start, start + self.chunk)
+
+        def values_of(part: slice) -> npt.NDArray[np.float32]:
             positions = torch.from_numpy(self.positions(nodes[part]).astype(np.float32)).to(self.device)
             with torch.no_grad():
-                values[part] = self.sdf(positions).reshape(-1).float().cpu().numpy()
+                return self.sdf(positions).reshape(-1).float().cpu().numpy()
+
+        values = np.empty(len(nodes), np.float32)
+        for part, found in self.chunks.results(values_of, len(nodes)):
+            values[part] = found
         self.num_evaluated += len(nodes)
         if not np.isfinite(values).all():
             raise ExportError(

@@ -1,7 +1,8 @@
 """How good is it: image metrics against held-out photographs, geometry metrics against a known surface.
 
-Images are ``(H, W, 3)`` in 0..1. Distances between surfaces are point-to-triangle, unsquared, in the units of
-the meshes.
+Images are ``(H, W, 3)`` in 0..1; a mask counts where it is above 0.5, and a mean over nothing is NaN.
+Distances between surfaces are point-to-triangle, unsquared, in the units of the meshes. The protocol of the
+DTU tables is in ``utils/dtu_evaluation.py``.
 """
 
 import importlib.util
@@ -42,11 +43,14 @@ def psnr(
     return float(-10.0 * torch.log10(error.double().mean()))
 
 
-def ssim(rgb: Float[Tensor, "H W 3"], target: Float[Tensor, "H W 3"]) -> float:
+def ssim(
+    rgb: Float[Tensor, "H W 3"], target: Float[Tensor, "H W 3"], mask: Float[Tensor, "H W"] | None = None
+) -> float:
     """Structural similarity, at most 1 (equal images).
 
     11 x 11 Gaussian window with sigma 1.5, K = (0.01, 0.03), data range 1, mean over channels and over the
-    pixels whose window lies in the image. Source: Wang et al., "Image quality assessment", TIP 2004, eq. 13.
+    pixels whose window lies in the image and, with a mask, which it holds. Windows at the mask's border see
+    beyond it. Source: Wang et al., "Image quality assessment", TIP 2004, eq. 13.
 
     Raises:
         ValueError: an image is smaller than the window.
@@ -69,7 +73,10 @@ def ssim(rgb: Float[Tensor, "H W 3"], target: Float[Tensor, "H W 3"]) -> float:
     similarity = ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / (
         (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
     )
-    return float(similarity.mean())
+    per_pixel = similarity.mean(dim=(0, 1))
+    if mask is not None:
+        per_pixel = per_pixel[mask[5:-5, 5:-5] > 0.5]
+    return float(per_pixel.mean())
 
 
 def lpips_missing() -> str | None:
@@ -82,8 +89,13 @@ def lpips_missing() -> str | None:
     return None
 
 
-def lpips_or_none(rgb: Float[Tensor, "H W 3"], target: Float[Tensor, "H W 3"]) -> tuple[float | None, str]:
+def lpips_or_none(
+    rgb: Float[Tensor, "H W 3"], target: Float[Tensor, "H W 3"], mask: Float[Tensor, "H W"] | None = None
+) -> tuple[float | None, str]:
     """LPIPS (Zhang et al. 2018, AlexNet) where it can be had without a download.
+
+    With a mask ``rgb`` is composited over ``target`` outside of it, so that only differences inside count and
+    no edge is made. The mean is over the whole image: a small mask gives a small distance.
 
     Returns:
         The distance (0 = equal) and an empty string; or ``None`` and the reason: see :func:`lpips_missing`,
@@ -94,6 +106,8 @@ def lpips_or_none(rgb: Float[Tensor, "H W 3"], target: Float[Tensor, "H W 3"]) -
         reason = "images below 64 pixels are too small for LPIPS"
     if reason is not None:
         return None, reason
+    if mask is not None:
+        rgb = torch.where(mask[..., None] > 0.5, rgb, target)
     with torch.no_grad():
         x, y = (2.0 * image.float().cpu().permute(2, 0, 1)[None] - 1.0 for image in (rgb, target))
         return float(_lpips_network()(x, y)), ""
@@ -104,6 +118,57 @@ def _lpips_network() -> torch.nn.Module:
     import lpips
 
     return lpips.LPIPS(net="alex", verbose=False)
+
+
+def depth_errors(
+    depth: Float[Tensor, "H W"], target: Float[Tensor, "H W"], mask: Float[Tensor, "H W"] | None = None
+) -> dict[str, float]:
+    """Errors of a depth map against the true one, both along the optical axis and in the same units.
+
+    Pixels count where the truth is positive and finite, and inside the mask. The scale is not fitted.
+
+    Returns:
+        ``abs_rel``, the mean of ``|depth - target| / target``; ``rmse``, in units of the depth; and
+        ``delta_1.25``, the share (0..1) with ``max(depth / target, target / depth) < 1.25``, which a depth of
+        zero is not in. Source: Eigen et al., "Depth map prediction from a single image", NIPS 2014.
+    """
+    counts = (target > 0) & torch.isfinite(target)
+    if mask is not None:
+        counts &= mask > 0.5
+    d, t = depth[counts].double(), target[counts].double()
+    is_close = (d < 1.25 * t) & (t < 1.25 * d)
+    return {
+        "abs_rel": float(((d - t).abs() / t).mean()),
+        "rmse": float(((d - t) ** 2).mean().sqrt()),
+        "delta_1.25": float(is_close.double().mean()),
+    }
+
+
+def normal_errors(
+    normal: Float[Tensor, "H W 3"], target: Float[Tensor, "H W 3"], mask: Float[Tensor, "H W"] | None = None
+) -> dict[str, float]:
+    """Angles between rendered and true normals, of any length, in the same frame.
+
+    Pixels count where the truth is not zero, and inside the mask. A rendered normal of zero, which has no
+    direction, counts as 90 degrees off.
+
+    Returns:
+        ``mean_degrees`` and ``median_degrees``, 0..180, and ``share_below_11.25``, 0..1. Source: Fouhey et
+        al., "Data-driven 3D primitives for single image understanding", ICCV 2013.
+    """
+    counts = torch.linalg.vector_norm(target, dim=-1) > 0
+    if mask is not None:
+        counts &= mask > 0.5
+    n, t = normal[counts].double(), target[counts].double()
+    # Unlike the arc cosine this needs no unit lengths, and small angles keep their digits.
+    angle = torch.atan2(torch.linalg.vector_norm(torch.linalg.cross(n, t), dim=-1), (n * t).sum(dim=-1))
+    degrees = torch.where((n == 0).all(dim=-1), 90.0, torch.rad2deg(angle)).cpu().numpy()
+    has_pixels = len(degrees) > 0
+    return {
+        "mean_degrees": float(degrees.mean()) if has_pixels else float("nan"),
+        "median_degrees": float(np.median(degrees)) if has_pixels else float("nan"),
+        "share_below_11.25": float((degrees < 11.25).mean()) if has_pixels else float("nan"),
+    }
 
 
 def chamfer_distance(
@@ -125,13 +190,14 @@ def chamfer_distance(
         mesh_b: the truth.
         num_samples: points on each surface.
         seed: of the samples.
-        thresholds: distances at which to report the F-score.
+        thresholds: distances at which to report precision, recall and F-score.
 
     Returns:
         ``accuracy`` (mean a to b), ``completeness`` (mean b to a), ``chamfer`` (mean of the two),
-        ``hausdorff_95`` (the larger of the two 95th percentiles), ``fscore@T`` per threshold, in 0..1
-        (Knapitsch et al. 2017), and, when both have faces, ``normal_consistency``: the mean absolute cosine
-        between normals at matched points, in 0..1.
+        ``hausdorff_95`` (the larger of the two 95th percentiles); per threshold T, all in 0..1,
+        ``precision@T`` (the share of a within T of b), ``recall@T`` (of b within T of a) and ``fscore@T``,
+        their harmonic mean (Knapitsch et al., "Tanks and Temples", TOG 2017); and, when both have faces,
+        ``normal_consistency``: the mean absolute cosine between normals at matched points, in 0..1.
 
     Raises:
         ValueError: a mesh with faces has no area, or there are no vertices at all.
@@ -148,6 +214,7 @@ def chamfer_distance(
     }
     for threshold in thresholds:
         precision, recall = float((to_b <= threshold).mean()), float((to_a <= threshold).mean())
+        scores[f"precision@{threshold:g}"], scores[f"recall@{threshold:g}"] = precision, recall
         scores[f"fscore@{threshold:g}"] = 2 * precision * recall / max(precision + recall, 1e-12)
     if len(mesh_a.faces) and len(mesh_b.faces):
         normals_a, normals_b = face_areas_and_normals(mesh_a)[1], face_areas_and_normals(mesh_b)[1]
@@ -163,9 +230,9 @@ def evaluate_meshes(
     """Compare a mesh file with the truth (a mesh or a point cloud, in the same units), ready for JSON.
 
     Returns:
-        Everything :func:`chamfer_distance` measures, with F-scores at 0.5 %, 1 % and 2 % of the radius of the
-        truth's bounding sphere (about the centre of its box), that ``gt_radius``, and each distance again as
-        ``*_relative`` to it.
+        Everything :func:`chamfer_distance` measures, with precision, recall and F-score at 0.5 %, 1 % and 2 %
+        of the radius of the truth's bounding sphere (about the centre of its box), that ``gt_radius``, and
+        each distance again as ``*_relative`` to it.
 
     Raises:
         DataError: a file is missing, unreadable or holds nothing to compare.
@@ -183,10 +250,11 @@ def evaluate_meshes(
         raise DataError(f"{mesh_path}, {gt_path}", str(error), "give surfaces with an extent") from error
     report: dict[str, object] = {"mesh": str(mesh_path), "gt": str(gt_path), "gt_radius": radius}
     for name, value in scores.items():
-        if not name.startswith("fscore@"):
+        if "@" not in name:
             report[name] = value
     for share, threshold in zip(shares, thresholds, strict=True):
-        report[f"fscore@{share}"] = scores[f"fscore@{threshold:g}"]
+        for name in ("precision", "recall", "fscore"):
+            report[f"{name}@{share}"] = scores[f"{name}@{threshold:g}"]
     for name in ("accuracy", "completeness", "chamfer", "hausdorff_95"):
         report[f"{name}_relative"] = scores[name] / radius if radius > 0 else None
     return report

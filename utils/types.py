@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float, Float16, Float32, Float64, Int64, UInt8
+from jaxtyping import Bool, Float, Float16, Float32, Float64, Int64, UInt8
 from torch import Tensor
 
 from utils.ndc import NDC
@@ -257,13 +257,20 @@ class Batch:
 
 @dataclass(frozen=True)
 class RaySamples:
-    """S samples on R rays, packed: those of ray r are ``offsets[r]:offsets[r + 1]``, sorted by distance."""
+    """S samples on R rays, packed: those of ray r are ``offsets[r]:offsets[r + 1]``, sorted by distance.
+
+    In buffers of fixed capacity the rows from ``offsets[-1]`` on are padding, which belongs to no ray: middle
+    0 on ray 0.
+    """
 
     t_starts: Float[Tensor, " S"]
     t_ends: Float[Tensor, " S"]
     """Each sample stands for the interval [t_start, t_end) of its ray; its position is the middle."""
     ray_indices: Int64[Tensor, " S"]
     offsets: Int64[Tensor, " R_plus_1"]
+    is_served: Bool[Tensor, " R"] | None = None
+    """With a fixed capacity: rays whose samples (if any) are all here. The others, the last ones, did not fit
+    and have none. ``None``: nothing is padded and every ray is served."""
 
     def __post_init__(self) -> None:
         s = self.t_starts.shape[0]
@@ -277,6 +284,18 @@ class RaySamples:
         """Distance of each sample's position along its ray."""
         return 0.5 * (self.t_starts + self.t_ends)
 
+    @property
+    def count(self) -> Int64[Tensor, ""]:
+        """Samples that belong to a ray, on the device."""
+        return self.offsets[-1]
+
+    @property
+    def is_sample(self) -> Bool[Tensor, " S"] | None:
+        """False for padding; ``None`` where there is none."""
+        if self.is_served is None:
+            return None
+        return torch.arange(len(self), device=self.offsets.device) < self.count
+
     def positions(self, rays: Rays) -> Float[Tensor, "S 3"]:
         """Sample centres in scene space."""
         origins = rays.origins.index_select(0, self.ray_indices)
@@ -285,6 +304,31 @@ class RaySamples:
     def directions(self, rays: Rays) -> Float[Tensor, "S 3"]:
         """The unit direction of each sample's ray."""
         return rays.directions.index_select(0, self.ray_indices)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Sizes of a training step's buffers on a GPU, where nobody waits to learn how much they hold.
+
+    A batch has more rays than fit; they are rendered in order until a buffer is full.
+    """
+
+    num_rays: Int64[Tensor, ""]
+    """So many of the batch's rays are looked at, on the device."""
+    marched: int
+    """Samples before those that nothing can see are dropped."""
+    rendered: int
+    """Samples after that."""
+
+    def limit(self, rays: Rays) -> Rays:
+        """The same rays, of which those from ``num_rays`` on miss everything."""
+        is_in = torch.arange(len(rays), device=rays.near.device) < self.num_rays
+        return replace(rays, near=torch.where(is_in, rays.near, 1.0), far=torch.where(is_in, rays.far, 0.0))
+
+    def served(self, is_complete: Bool[Tensor, " R"] | None) -> Bool[Tensor, " R"]:
+        """Which rays of the batch count: those before ``num_rays`` whose samples all found room."""
+        assert is_complete is not None, "samples of a fixed capacity say which rays they serve"
+        return is_complete & (torch.arange(len(is_complete), device=is_complete.device) < self.num_rays)
 
 
 @dataclass(frozen=True)
@@ -303,19 +347,36 @@ class RenderOutput:
     gradient: Float[Tensor, "S 3"]
     """d sdf / d position per sample."""
     weights: Float[Tensor, " S"]
-    num_marched: int
-    """Samples proposed by the marcher, before those that nothing can see were dropped; S are left."""
+    num_marched: int | Int64[Tensor, ""]
+    """Samples proposed by the marcher, before those that nothing can see were dropped."""
+    is_sample: Bool[Tensor, " S"] | None = None
+    """Samples that belong to a ray; the others are padding. ``None``: all."""
+    is_served: Bool[Tensor, " R"] | None = None
+    """Rays that were rendered; of the others the pixels mean nothing. ``None``: all."""
+
+    @property
+    def num_samples(self) -> int | Int64[Tensor, ""]:
+        """Samples that were rendered; on the device where there is padding."""
+        return len(self.sdf) if self.is_sample is None else self.is_sample.sum()
+
+    @property
+    def num_rays(self) -> int | Int64[Tensor, ""]:
+        """Rays that were rendered; on the device where not all were."""
+        return len(self.rgb) if self.is_served is None else self.is_served.sum()
 
 
 @dataclass(frozen=True)
 class Progress:
-    """All that depends on how far training is: a pure function of the fraction done, made once a step."""
+    """All that depends on how far training is: a pure function of the fraction done, made once a step.
+
+    What is a number or a tensor is a tensor on the device in a step that is recorded once and replayed.
+    """
 
     fraction: float
     """0 at the start, 1 at the end."""
-    cos_anneal: float
+    cos_anneal: float | Float[Tensor, ""]
     """NeuS's annealing ratio r: 0 = softened cosine, 1 = the true one."""
-    active_levels: float
+    active_levels: float | Float[Tensor, ""]
     """Hash-grid levels in use; a fractional part fades the next level in."""
-    loss_weights: Mapping[str, float]
-    """By name of the loss term; a term with weight 0 is not computed."""
+    loss_weights: Mapping[str, float | Float[Tensor, ""]]
+    """By name of the loss term. A term with weight 0 is not in here and not computed."""

@@ -14,13 +14,20 @@ write to one entry, so there are no atomics and the sum is always taken in the s
 from typing import no_type_check
 
 import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float, Int64
 from numba import njit, prange
+from torch import Tensor
 
-from encoder.hashgrid.geometry import PRIME_Y, PRIME_Z
+from encoder.hashgrid import reference
+from encoder.hashgrid.geometry import PRIME_Y, PRIME_Z, GridGeometry
 
 _BLOCK = 512
 _PRIME_Y = np.uint32(PRIME_Y)
 _PRIME_Z = np.uint32(PRIME_Z)
+_NO_JACOBIAN = np.zeros((0, 3, 0), np.float32)
+_NO_ROWS = np.zeros((0, 3), np.float32)
 
 
 @no_type_check
@@ -178,3 +185,139 @@ def table_gradient_kernel(
                     if second_order:
                         value += slope * cotangent[s, column + f]
                     d_table[entry, f] += value
+
+
+def _array(tensor: Tensor) -> npt.NDArray[np.float32]:
+    return tensor.detach().contiguous().numpy()
+
+
+def _real_rows(positions: Tensor, count: Tensor | None) -> npt.NDArray[np.float32]:
+    """Positions without their padding; the kernels stop where these end."""
+    return _array(positions if count is None else positions[: int(count)])
+
+
+def _run_encode(
+    positions: Tensor,
+    table: Tensor,
+    geometry: GridGeometry,
+    active_levels: float | Tensor,
+    count: Tensor | None,
+    jacobian: npt.NDArray[np.float32],
+) -> Tensor:
+    width = 3 + geometry.num_levels * table.shape[1]
+    allocate = torch.empty if count is None else torch.zeros
+    features = allocate(len(positions), width)
+    encode_kernel(
+        _real_rows(positions, count),
+        _array(table),
+        geometry.cells,
+        geometry.offsets,
+        geometry.masks,
+        geometry.level_weights(float(active_levels)),
+        np.float32(geometry.bound),
+        features.numpy(),
+        jacobian,
+    )
+    return features
+
+
+def features(
+    positions: Float[Tensor, "S 3"],
+    table: Float[Tensor, "entries F"],
+    geometry: GridGeometry,
+    active_levels: float | Float[Tensor, ""],
+    count: Int64[Tensor, ""] | None = None,
+) -> Float[Tensor, "S W"]:
+    """See the package's ``encode``; like all below outside of autograd."""
+    return _run_encode(positions, table, geometry, active_levels, count, _NO_JACOBIAN)
+
+
+def features_and_jacobian(
+    positions: Float[Tensor, "S 3"],
+    table: Float[Tensor, "entries F"],
+    geometry: GridGeometry,
+    active_levels: float | Float[Tensor, ""],
+    count: Int64[Tensor, ""] | None = None,
+) -> tuple[Float[Tensor, "S W"], Float[Tensor, "S 3 W"]]:
+    """Encode together with d features / d position.
+
+    For fused operations that write their own backward pass; its other half is :func:`table_gradient`.
+    """
+    allocate = torch.empty if count is None else torch.zeros
+    jacobian = allocate(len(positions), 3, 3 + geometry.num_levels * table.shape[1])
+    encoded = _run_encode(positions, table, geometry, active_levels, count, jacobian.numpy())
+    return encoded, jacobian
+
+
+def input_gradient(
+    positions: Float[Tensor, "S 3"],
+    table: Float[Tensor, "entries F"],
+    cotangent: Float[Tensor, "S W"],
+    geometry: GridGeometry,
+    active_levels: float | Float[Tensor, ""],
+    count: Int64[Tensor, ""] | None = None,
+) -> Float[Tensor, "S 3"]:
+    """``J^T cotangent`` for each sample."""
+    _, jacobian = features_and_jacobian(positions, table, geometry, active_levels, count)
+    return torch.bmm(jacobian, cotangent[:, :, None]).squeeze(2)
+
+
+def direction_gradient(
+    positions: Float[Tensor, "S 3"],
+    table: Float[Tensor, "entries F"],
+    direction: Float[Tensor, "S 3"],
+    geometry: GridGeometry,
+    active_levels: float | Float[Tensor, ""],
+    count: Int64[Tensor, ""] | None = None,
+) -> Float[Tensor, "S W"]:
+    """``J direction`` for each sample."""
+    _, jacobian = features_and_jacobian(positions, table, geometry, active_levels, count)
+    return torch.bmm(direction[:, None, :], jacobian).squeeze(1)
+
+
+def mixed_gradient(
+    positions: Float[Tensor, "S 3"],
+    table: Float[Tensor, "entries F"],
+    cotangent: Float[Tensor, "S W"],
+    direction: Float[Tensor, "S 3"],
+    geometry: GridGeometry,
+    active_levels: float | Float[Tensor, ""],
+    count: Int64[Tensor, ""] | None = None,
+) -> Float[Tensor, "S 3"]:
+    """``d <cotangent, J direction> / d position``, which no training asks for: the reference serves."""
+    rows = len(positions) if count is None else int(count)
+    with torch.enable_grad():
+        point = positions[:rows].detach().requires_grad_()
+        encoded = reference.encode(point, table.detach(), geometry, active_levels)
+        (slope,) = torch.autograd.grad(encoded, point, cotangent[:rows], create_graph=True)
+    result = torch.zeros_like(positions)
+    (result[:rows],) = torch.autograd.grad(slope, point, direction[:rows])
+    return result
+
+
+def table_gradient(
+    positions: Float[Tensor, "S 3"],
+    geometry: GridGeometry,
+    active_levels: float | Float[Tensor, ""],
+    features_per_level: int,
+    d_features: Float[Tensor, "S W"] | None,
+    cotangent: Float[Tensor, "S W"] | None = None,
+    direction: Float[Tensor, "S 3"] | None = None,
+    count: Int64[Tensor, ""] | None = None,
+) -> Float[Tensor, "entries F"]:
+    """Table gradient of ``<d_features, features> + sum_s <cotangent_s, J_s direction_s>``, either or both."""
+    width = 3 + geometry.num_levels * features_per_level
+    d_table = torch.zeros(geometry.num_entries, features_per_level)
+    table_gradient_kernel(
+        _real_rows(positions, count),
+        geometry.cells,
+        geometry.offsets,
+        geometry.masks,
+        geometry.level_weights(float(active_levels)),
+        np.float32(geometry.bound),
+        np.zeros((len(positions), width), np.float32) if d_features is None else _array(d_features),
+        _NO_ROWS if cotangent is None else _array(cotangent),
+        _NO_ROWS if direction is None else _array(direction),
+        d_table.numpy(),
+    )
+    return d_table

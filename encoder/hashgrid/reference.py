@@ -14,12 +14,13 @@ def encode(
     positions: Float[Tensor, "S 3"],
     table: Float[Tensor, "entries F"],
     geometry: GridGeometry,
-    active_levels: float,
+    active_levels: float | Float[Tensor, ""],
 ) -> Float[Tensor, "S W"]:
     """Position / bound, then each level's trilinearly interpolated features; see the package's ``encode``."""
     unit = ((positions / geometry.bound + 1) / 2).clamp(0, 1)
     encoded = [positions / geometry.bound]
-    for level, level_weight in enumerate(geometry.level_weights(active_levels).tolist()):
+    level_weights = geometry.level_weights_on(positions.device, active_levels)
+    for level, level_weight in enumerate(level_weights):
         cells, offset, mask = (int(a[level]) for a in (geometry.cells, geometry.offsets, geometry.masks))
         scaled = unit * cells
         cell = scaled.detach().floor().clamp(max=cells - 1)

@@ -3,13 +3,14 @@
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from models.compositing import cpu, reference
-from utils.backend import available_anywhere, available_on_cpu
+from models.compositing.optional import available_nerfacc
+from utils.backend import available_anywhere, available_on_cpu, available_on_gpu, implementation
 
-IMPLEMENTATIONS = {"cpu": available_on_cpu, "reference": available_anywhere}
+IMPLEMENTATIONS = {"cpu": available_on_cpu, "cuda": available_on_gpu, "reference": available_anywhere}
 """In order of preference: name -> ``available(device)``, which returns ``None`` or the reason why not."""
 
-_MODULES = {"cpu": cpu, "reference": reference}
+OPTIONAL = {"nerfacc": available_nerfacc}
+"""Likewise, of libraries that are imported only when they are asked for by name."""
 
 
 def render_weights(
@@ -19,16 +20,16 @@ def render_weights(
 
     Args:
         alpha: opacity of each sample in [0, 1], ray by ray.
-        offsets: the samples of ray r are ``offsets[r]:offsets[r + 1]``.
-        backend: a key of :data:`IMPLEMENTATIONS`.
+        offsets: the samples of ray r are ``offsets[r]:offsets[r + 1]``; rows behind them are padding.
+        backend: a key of :data:`IMPLEMENTATIONS` or :data:`OPTIONAL`.
 
     Returns:
         Weights in [0, 1]; their sum along a ray is its opacity, at most 1. One ray with
-        alpha 0.4, 0.8, 0.5 gives 0.4, 0.48, 0.06.
+        alpha 0.4, 0.8, 0.5 gives 0.4, 0.48, 0.06. Padding weighs 0.
 
     Source: Max 1995; NeuS (Wang et al. 2021), equation 11.
     """
-    return _MODULES[backend].render_weights(alpha, offsets)
+    return implementation("models.compositing", backend).render_weights(alpha, offsets)
 
 
 def accumulate(
@@ -37,5 +38,12 @@ def accumulate(
     offsets: Int64[Tensor, " R_plus_1"],
     backend: str,
 ) -> Float[Tensor, "R C"]:
-    """Sum ``weights * values`` over the samples of each ray; a ray without samples gives zeros."""
-    return _MODULES[backend].accumulate(weights, values, offsets)
+    """Sum ``weights * values`` over the samples of each ray; a ray without samples gives zeros.
+
+    Args:
+        weights: of each sample, of the same type as the values.
+        values: C numbers per sample. Those of padding rows may be anything, and get no gradient.
+        offsets: as for :func:`render_weights`.
+        backend: a key of :data:`IMPLEMENTATIONS` or :data:`OPTIONAL`.
+    """
+    return implementation("models.compositing", backend).accumulate(weights, values, offsets)

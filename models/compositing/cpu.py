@@ -1,4 +1,7 @@
-"""Packed alpha compositing on the CPU: a Numba thread walks whole rays, so each sum's order is fixed."""
+"""Packed alpha compositing on the CPU: a Numba thread walks whole rays, so each sum's order is fixed.
+
+Rows from ``offsets[-1]`` on belong to no ray and get zeros.
+"""
 
 from typing import no_type_check
 
@@ -56,11 +59,18 @@ def _accumulate_backward_kernel(weights, values, offsets, d_sums, d_weights, d_v
             d_weights[i] = total
 
 
+def _blank(like: Tensor, offsets: Tensor) -> Tensor:
+    """Memory for a result: only the padding has been written."""
+    blank = torch.empty_like(like)
+    blank[int(offsets[-1]) :] = 0
+    return blank
+
+
 class _RenderWeights(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, alpha: Tensor, offsets: Tensor) -> Tensor:
         alpha = alpha.contiguous()
-        weights, transmittance = torch.empty_like(alpha), torch.empty_like(alpha)
+        weights, transmittance = _blank(alpha, offsets), torch.empty_like(alpha)
         _weights_kernel(alpha.detach().numpy(), offsets.numpy(), weights.numpy(), transmittance.numpy())
         ctx.save_for_backward(alpha, transmittance, offsets)
         return weights
@@ -69,7 +79,7 @@ class _RenderWeights(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_weights):  # type: ignore[no-untyped-def]
         alpha, transmittance, offsets = ctx.saved_tensors
-        d_alpha = torch.empty_like(alpha)
+        d_alpha = _blank(alpha, offsets)
         _weights_backward_kernel(
             alpha.detach().numpy(),
             transmittance.numpy(),
@@ -93,7 +103,7 @@ class _Accumulate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_sums):  # type: ignore[no-untyped-def]
         weights, values, offsets = ctx.saved_tensors
-        d_weights, d_values = torch.empty_like(weights), torch.empty_like(values)
+        d_weights, d_values = _blank(weights, offsets), _blank(values, offsets)
         _accumulate_backward_kernel(
             weights.detach().numpy(),
             values.detach().numpy(),

@@ -11,7 +11,7 @@ def render_weights(alpha: Tensor, offsets: Tensor) -> Tensor:
         ray = alpha[first:last]
         transmittance = torch.cumprod(torch.cat([torch.ones_like(ray[:1]), 1 - ray[:-1]]), dim=0)
         rays.append(transmittance * ray)
-    return torch.cat([*rays, alpha[:0]])
+    return torch.cat([*rays, alpha[:0], torch.zeros_like(alpha[offsets[-1] :])])
 
 
 def accumulate(weights: Tensor, values: Tensor, offsets: Tensor) -> Tensor:
@@ -20,4 +20,5 @@ def accumulate(weights: Tensor, values: Tensor, offsets: Tensor) -> Tensor:
         torch.arange(len(offsets) - 1, device=offsets.device), offsets.diff()
     )
     sums = torch.zeros(len(offsets) - 1, values.shape[1], dtype=values.dtype, device=values.device)
-    return sums.index_add(0, ray_indices, weights[:, None] * values)
+    count = len(ray_indices)
+    return sums.index_add(0, ray_indices, weights[:count, None] * values[:count])

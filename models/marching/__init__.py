@@ -6,42 +6,70 @@
 
 A ray's lattice positions are t_k = near + (k + jitter) * step; a sample stands for half a step on either
 side, [t_k - step / 2, t_k + step / 2).
+
+The grid may have several levels around one another, each twice as large as the one inside, with the same
+number of cells:
+
+    +---------------+
+    |   level 1     |   a position is looked up in the finest level that contains it; what lies beyond the
+    |   +-------+   |   coarsest belongs to the outermost cells there
+    |   |level 0|   |
+    |   |[-1, 1]|   |
+    |   +-------+   |
+    |   [-2, 2]     |
+    +---------------+
 """
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from models.marching import cpu, reference
-from utils.backend import available_anywhere, available_on_cpu
+from models.compositing.optional import available_nerfacc
+from models.marching.packing import select
+from utils.backend import available_anywhere, available_on_cpu, available_on_gpu, implementation
 from utils.types import Rays, RaySamples
 
-IMPLEMENTATIONS = {"cpu": available_on_cpu, "reference": available_anywhere}
+IMPLEMENTATIONS = {"cpu": available_on_cpu, "cuda": available_on_gpu, "reference": available_anywhere}
 """In order of preference: name -> ``available(device)``, which returns ``None`` or the reason why not."""
 
-_MODULES = {"cpu": cpu, "reference": reference}
+OPTIONAL = {"nerfacc": available_nerfacc}
+"""Likewise, of libraries that are imported only when they are asked for by name."""
 
 
 def march(
-    rays: Rays, occupied: Bool[Tensor, "G G G"], step: float, jitter: Float[Tensor, " R"], backend: str
+    rays: Rays,
+    occupied: Bool[Tensor, "K G G G"] | Bool[Tensor, "G G G"],
+    step: float | Float[Tensor, ""],
+    jitter: Float[Tensor, " R"],
+    backend: str,
+    capacity: int | None = None,
 ) -> RaySamples:
     """Place samples at a fixed step wherever a ray runs through occupied cells between its near and far.
 
     Args:
-        rays: in scene space; one with ``near > far`` gets no samples.
-        occupied: cells over [-1, 1]^3, indexed ``[z, y, x]``.
-        step: distance between samples, scene units.
+        rays: in scene space; one with ``near > far`` gets no samples, nor does one that is not a number.
+        occupied: cells indexed ``[z, y, x]``; level k of K covers [-2^k, 2^k]^3. Without a first axis it is
+            level 0 alone.
+        step: distance between samples, scene units, > 0.
         jitter: per ray in [0, 1): shifts its lattice by that part of a step; 0.5 is the unshifted one.
-        backend: a key of :data:`IMPLEMENTATIONS`.
+        backend: a key of :data:`IMPLEMENTATIONS` or :data:`OPTIONAL`.
+        capacity: rows of the result. Rays are served in their order; the first whose samples do not all fit,
+            and all behind it, get none (see :attr:`RaySamples.is_served`). ``None`` packs without a limit,
+            for which ``cuda`` waits for the device once. ``nerfacc`` waits in any case.
     """
-    middles, ray_indices, offsets = _MODULES[backend].march(
-        rays.origins, rays.directions, rays.near, rays.far, occupied, step, jitter
+    levels = occupied if occupied.dim() == 4 else occupied[None]
+    return implementation("models.marching", backend).march(
+        *(rays.origins, rays.directions, rays.near, rays.far, levels, step, jitter), capacity=capacity
     )
-    return RaySamples(middles - 0.5 * step, middles + 0.5 * step, ray_indices, offsets)
 
 
 def drop_hidden(
-    samples: RaySamples, sdf: Float[Tensor, " S"], inv_s: float, step: float, threshold: float, backend: str
+    samples: RaySamples,
+    sdf: Float[Tensor, " S"],
+    inv_s: float | Float[Tensor, ""],
+    step: float | Float[Tensor, ""],
+    threshold: float,
+    backend: str,
+    capacity: int | None = None,
 ) -> RaySamples:
     """Keep the samples in front of which a ray still has more than ``threshold`` of its light.
 
@@ -55,10 +83,10 @@ def drop_hidden(
         inv_s: sharpness of NeuS's logistic density.
         step: the marching step.
         threshold: 0 keeps everything that any light reaches; 1e-3 is invisible in 8-bit pictures.
-        backend: a key of :data:`IMPLEMENTATIONS`.
+        backend: a key of :data:`IMPLEMENTATIONS` or :data:`OPTIONAL`.
+        capacity: as for :func:`march`; a ray that ``samples`` do not serve stays without.
     """
-    keep = _MODULES[backend].visible(sdf, samples.t_middle, samples.offsets, inv_s, step, threshold)
-    counts = torch.cat([torch.zeros_like(samples.offsets[:1]), keep.to(torch.int64).cumsum(0)])
-    return RaySamples(
-        samples.t_starts[keep], samples.t_ends[keep], samples.ray_indices[keep], counts[samples.offsets]
+    keep = implementation("models.marching", backend).visible(
+        sdf, samples.t_middle, samples.offsets, inv_s, step, threshold
     )
+    return select(samples, keep, capacity)

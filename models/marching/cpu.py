@@ -8,11 +8,14 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
+from models.marching.packing import pack
+from utils.types import RaySamples
+
 
 @no_type_check
 @njit(inline="always")
 def _cell(position, resolution):
-    """Cell along one axis of the grid over [-1, 1]; what lies on or beyond a face counts to the outermost."""
+    """Cell along one axis of a grid over [-1, 1]; what lies on or beyond a face counts to the outermost."""
     cell = np.int64(math.floor((position + np.float32(1.0)) * (np.float32(0.5) * resolution)))
     return min(max(cell, 0), resolution - 1)
 
@@ -21,7 +24,7 @@ def _cell(position, resolution):
 @njit(parallel=True, error_model="numpy", cache=True)
 def _march_kernel(origins, directions, near, far, occupied, step, jitter, found, counts):
     """Write the middles of each ray's samples to its row of ``found`` and their number to ``counts``."""
-    resolution = occupied.shape[0]
+    num_levels, resolution = occupied.shape[0], occupied.shape[1]
     cell_size = np.float32(2.0 / resolution)
     for ray in prange(origins.shape[0]):
         k = 0  # lattice position: t = near + (k + jitter) * step
@@ -30,12 +33,27 @@ def _march_kernel(origins, directions, near, far, occupied, step, jitter, found,
             t = near[ray] + (np.float32(k) + jitter[ray]) * step
             if not t < far[ray]:
                 break
-            cx = _cell(origins[ray, 0] + t * directions[ray, 0], resolution)
-            cy = _cell(origins[ray, 1] + t * directions[ray, 1], resolution)
-            cz = _cell(origins[ray, 2] + t * directions[ray, 2], resolution)
-            if occupied[cz, cy, cx]:
+            x = origins[ray, 0] + t * directions[ray, 0]
+            y = origins[ray, 1] + t * directions[ray, 1]
+            z = origins[ray, 2] + t * directions[ray, 2]
+            if math.isnan(x + y + z):
+                break
+            level = 0
+            reach, scale = np.float32(1.0), np.float32(1.0)  # the level covers [-reach, reach]^3
+            while level + 1 < num_levels and max(abs(x), abs(y), abs(z)) >= reach:
+                level += 1
+                reach *= np.float32(2.0)
+                scale *= np.float32(0.5)
+            cx = _cell(scale * x, resolution)
+            cy = _cell(scale * y, resolution)
+            cz = _cell(scale * z, resolution)
+            if occupied[level, cz, cy, cx]:
                 found[ray, count] = t
                 count += 1
+                k += 1
+                continue
+            if level > 0 and resolution % 4 != 0:
+                # The finer level's faces cut through this level's cells: none may be crossed in one go.
                 k += 1
                 continue
             # Distance to where the ray leaves this empty cell, then on to the next lattice position
@@ -47,7 +65,7 @@ def _march_kernel(origins, directions, near, far, occupied, step, jitter, found,
                 cell = cx if axis == 0 else (cy if axis == 1 else cz)
                 if abs(direction) > np.float32(1e-9):
                     face = np.float32(-1.0) + np.float32(cell + (1 if direction > 0 else 0)) * cell_size
-                    leave = min(leave, (face - origins[ray, axis]) / direction)
+                    leave = min(leave, (reach * face - origins[ray, axis]) / direction)
             k += max(1, np.int64(math.ceil((leave - t) / step - np.float32(0.1))))
         counts[ray] = count
 
@@ -68,11 +86,13 @@ def march(
     near: Tensor,
     far: Tensor,
     occupied: Tensor,
-    step: float,
+    step: float | Tensor,
     jitter: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+    capacity: int | None,
+) -> RaySamples:
     """See the package's ``march``."""
-    longest = float((far - near).max()) if len(near) else 0.0
+    step = float(step)
+    longest = float((far - near).nan_to_num(0.0).max()) if len(near) else 0.0
     # Pages of this buffer that no ray reaches are never touched, so it costs address space, not memory.
     found = torch.empty(len(near), max(int(longest / step) + 2, 1))
     offsets = torch.zeros(len(near) + 1, dtype=torch.int64)
@@ -82,7 +102,7 @@ def march(
     offsets = offsets.cumsum(0)
     middles, ray_indices = torch.empty(int(offsets[-1])), torch.empty(int(offsets[-1]), dtype=torch.int64)
     _pack_kernel(found.numpy(), offsets.numpy(), middles.numpy(), ray_indices.numpy())
-    return middles, ray_indices, offsets
+    return pack(middles, ray_indices, offsets, step, capacity)
 
 
 @no_type_check
@@ -113,16 +133,21 @@ def _visible_kernel(sdf, middles, offsets, inv_s, step, threshold, keep):
 
 
 def visible(
-    sdf: Tensor, middles: Tensor, offsets: Tensor, inv_s: float, step: float, threshold: float
+    sdf: Tensor,
+    middles: Tensor,
+    offsets: Tensor,
+    inv_s: float | Tensor,
+    step: float | Tensor,
+    threshold: float,
 ) -> Tensor:
-    """See the package's ``visible``."""
+    """See the package's ``drop_hidden``."""
     keep = torch.zeros(len(sdf), dtype=torch.bool)
     _visible_kernel(
         sdf.numpy(),
         middles.numpy(),
         offsets.numpy(),
-        np.float32(inv_s),
-        np.float32(step),
+        np.float32(float(inv_s)),
+        np.float32(float(step)),
         np.float32(threshold),
         keep.numpy(),
     )

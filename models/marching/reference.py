@@ -5,6 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+from models.marching.packing import pack
+from utils.types import RaySamples
+
 
 def march(
     origins: Tensor,
@@ -12,27 +15,39 @@ def march(
     near: Tensor,
     far: Tensor,
     occupied: Tensor,
-    step: float,
+    step: float | Tensor,
     jitter: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+    capacity: int | None,
+) -> RaySamples:
     """See the package's ``march``."""
-    resolution = occupied.shape[0]
-    steps = int(((far - near).clamp(min=0).max().item() if len(far) else 0) / step) + 1
-    middles = near[:, None] + (torch.arange(steps, device=near.device) + jitter[:, None]) * step
+    step = float(step)
+    num_levels, resolution = occupied.shape[:2]
+    longest = (far - near).nan_to_num(0.0).clamp(min=0).max().item() if len(far) else 0.0
+    ticks = torch.arange(int(longest / step) + 2, device=near.device)
+    middles = near[:, None] + (ticks + jitter[:, None]) * step
     positions = origins[:, None] + middles[..., None] * directions[:, None]
-    cells = ((positions + 1) * (0.5 * resolution)).floor().long().clamp(0, resolution - 1)
+    reaches = 2.0 ** torch.arange(num_levels - 1, device=near.device)
+    level = (positions.abs().amax(dim=-1, keepdim=True) >= reaches).sum(dim=-1)
+    scaled = positions * 0.5 ** level[..., None]
+    cells = ((scaled + 1) * (0.5 * resolution)).floor().long().clamp(0, resolution - 1)
     x, y, z = cells.unbind(-1)
-    is_sample = occupied[z, y, x] & (middles < far[:, None])
+    is_sample = occupied[level, z, y, x] & (middles < far[:, None]) & ~positions.isnan().any(dim=-1)
     counts = is_sample.sum(dim=1)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64, device=near.device), counts.cumsum(0)])
     ray_indices = torch.repeat_interleave(torch.arange(len(near), device=near.device), counts)
-    return middles[is_sample], ray_indices, offsets
+    return pack(middles[is_sample], ray_indices, offsets, step, capacity)
 
 
 def visible(
-    sdf: Tensor, middles: Tensor, offsets: Tensor, inv_s: float, step: float, threshold: float
+    sdf: Tensor,
+    middles: Tensor,
+    offsets: Tensor,
+    inv_s: float | Tensor,
+    step: float | Tensor,
+    threshold: float,
 ) -> Tensor:
-    """See the package's ``visible``."""
+    """See the package's ``drop_hidden``."""
+    inv_s, step = float(inv_s), float(step)
     keep = torch.zeros(len(sdf), dtype=torch.bool, device=sdf.device)
     for first, last in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         transmittance = 1.0

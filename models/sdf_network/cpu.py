@@ -27,7 +27,9 @@ from numba import njit, prange
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from encoder.hashgrid import GridGeometry, encode, features_and_jacobian, table_gradient
+from encoder.hashgrid import GridGeometry, encode
+from encoder.hashgrid.cpu import features_and_jacobian, table_gradient
+from models.mlp.reference import zero_padding
 
 _BLOCK = 2048
 _LOG2_E = np.float32(1.4426950408889634)
@@ -147,7 +149,7 @@ class _SDFWithGradient(torch.autograd.Function):
         positions: Tensor,
         table: Tensor,
         geometry: GridGeometry,
-        active_levels: float,
+        active_levels: float | Tensor,
         beta: float,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
@@ -231,28 +233,33 @@ def sdf_with_gradient(
     positions: Tensor,
     table: Tensor,
     geometry: GridGeometry,
-    active_levels: float,
+    active_levels: float | Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     beta: float,
+    count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See the package's ``sdf_with_gradient``."""
     parameters = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
-    return _SDFWithGradient.apply(positions.contiguous(), table, geometry, active_levels, beta, *parameters)
+    positions = zero_padding(positions.contiguous(), count)
+    outputs, gradient = _SDFWithGradient.apply(positions, table, geometry, active_levels, beta, *parameters)
+    return zero_padding(outputs, count), zero_padding(gradient, count)
 
 
 def sdf_only(
     positions: Tensor,
     table: Tensor,
     geometry: GridGeometry,
-    active_levels: float,
+    active_levels: float | Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     beta: float,
+    count: Tensor | None = None,
 ) -> Tensor:
     """See the package's ``sdf_only``."""
     with torch.no_grad():
-        hidden = encode(positions, table, geometry, active_levels, "cpu")
+        hidden = encode(zero_padding(positions, count), table, geometry, active_levels, "cpu")
         for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
             hidden, _ = _softplus_layer(hidden, weight, bias, beta)
-        return torch.mv(hidden, weights[-1][0]) + biases[-1][0]
+        sdf = torch.mv(hidden, weights[-1][0]) + biases[-1][0]
+        return zero_padding(sdf[:, None], count)[:, 0]

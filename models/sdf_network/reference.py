@@ -1,15 +1,23 @@
-"""The SDF network in plain PyTorch, autograd twice: what the fast version is tested on; never optimised."""
+"""The SDF network in plain PyTorch, autograd twice: what the fast versions are tested on; never optimised.
 
-from collections.abc import Sequence
+The hash grid's encoding is an argument, so that one that is differentiable twice brings its own speed.
+"""
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from encoder.hashgrid import GridGeometry
 from encoder.hashgrid import reference as hashgrid_reference
+from models.mlp.reference import zero_padding
+
+Encode = Callable[[Tensor, Tensor, GridGeometry, float | Tensor], Tensor]
+"""(positions, table, geometry, active_levels) -> encoding, see :func:`encoder.hashgrid.encode`."""
 
 
-def _network(features: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], beta: float) -> Tensor:
+def network(features: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], beta: float) -> Tensor:
+    """The layers alone: encodings ``(S, W)`` to the last layer's outputs, the signed distance in column 0."""
     hidden = features
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
         # Beyond the threshold softplus is linear; e^-40 is below float64's resolution. The second derivative
@@ -23,19 +31,23 @@ def sdf_with_gradient(
     positions: Tensor,
     table: Tensor,
     geometry: GridGeometry,
-    active_levels: float,
+    active_levels: float | Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     beta: float,
+    count: Tensor | None = None,
+    encode: Encode = hashgrid_reference.encode,
 ) -> tuple[Tensor, Tensor]:
     """See the package's ``sdf_with_gradient``."""
     with torch.enable_grad():
         if not positions.requires_grad:
             positions = positions.detach().requires_grad_()
-        features = hashgrid_reference.encode(positions, table, geometry, active_levels)
-        outputs = torch.cat([_network(features, weights, biases, beta), features], dim=1)
+        # Padding may hold anything: NaN times a gradient of zero would be NaN in the parameters' gradients.
+        features = encode(zero_padding(positions, count), table, geometry, active_levels)
+        outputs = torch.cat([network(features, weights, biases, beta), features], dim=1)
         sdf = outputs[:, 0]
         (gradient,) = torch.autograd.grad(sdf, positions, torch.ones_like(sdf), create_graph=True)
+        outputs = zero_padding(outputs, count)
     if not torch.is_grad_enabled():
         return outputs.detach(), gradient.detach()
     return outputs, gradient
@@ -45,12 +57,14 @@ def sdf_only(
     positions: Tensor,
     table: Tensor,
     geometry: GridGeometry,
-    active_levels: float,
+    active_levels: float | Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     beta: float,
+    count: Tensor | None = None,
+    encode: Encode = hashgrid_reference.encode,
 ) -> Tensor:
     """See the package's ``sdf_only``."""
     with torch.no_grad():
-        features = hashgrid_reference.encode(positions, table, geometry, active_levels)
-        return _network(features, weights, biases, beta)[:, 0]
+        features = encode(zero_padding(positions, count), table, geometry, active_levels)
+        return zero_padding(network(features, weights, biases, beta), count)[:, 0]

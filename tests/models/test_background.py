@@ -1,10 +1,14 @@
 """The background: contraction of space, distances along rays, and colours that end somewhere."""
 
+import dataclasses
+
 import pytest
 import torch
+from helpers_triton import DEVICE, needs_triton
 from torch import Tensor
 
 from encoder import HashGridConfig, encode_spherical_harmonics
+from models.backends import Backends
 from models.background import Background, BackgroundConfig, contract
 from utils.types import Rays
 
@@ -12,7 +16,8 @@ GRID = HashGridConfig(num_levels=2, log2_table_size=8, base_resolution=4, max_re
 
 
 def make_background(num_samples: int = 8, far: float = 100.0, backend: str = "cpu") -> Background:
-    return Background(BackgroundConfig(True, num_samples=num_samples, far=far, hash_grid=GRID), backend)
+    config = BackgroundConfig(True, num_samples=num_samples, far=far, hash_grid=GRID, precision="float32")
+    return Background(config, Backends.all(backend))
 
 
 def rays_of(origins: Tensor, directions: Tensor, near: Tensor, far: Tensor) -> Rays:
@@ -149,19 +154,35 @@ def test_without_rays() -> None:
     rgb.sum().backward()
 
 
-def test_versions_agree() -> None:
-    fast, slow = make_background(backend="cpu"), make_background(backend="reference")
+def colours_and_gradients(
+    background: Background, rays: Rays, num_rays: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Colours without jitter, and the derivatives of a function of them in all parameters."""
+    rgb = background(rays, None, num_rays)
+    if num_rays is not None:
+        rgb = torch.where((torch.arange(len(rgb), device=rgb.device) < num_rays)[:, None], rgb, 0.0)
+    names, parameters = zip(*background.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(rgb.square().sum(), parameters)
+    return rgb.detach().cpu(), {n: g.cpu() for n, g in zip(names, gradients, strict=True)}
+
+
+@pytest.mark.parametrize("num_rays", [None, 3, 0])
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("cuda", marks=needs_triton)])
+def test_versions_agree(backend: str, num_rays: int | None) -> None:
+    device = DEVICE if backend == "cuda" else torch.device("cpu")
+    fast, slow = make_background(backend=backend), make_background(backend="reference")
     with torch.no_grad():
         fast.grid.table.uniform_(-0.5, 0.5)
     slow.load_state_dict(fast.state_dict())
-    results = []
-    for background in (fast, slow):
-        rgb = background(mixed_rays(), torch.Generator().manual_seed(0))
-        rgb.square().sum().backward()
-        results.append((rgb.detach(), {name: p.grad for name, p in background.named_parameters()}))
-    torch.testing.assert_close(results[0][0], results[1][0], atol=1e-5, rtol=0)
-    for name, expected in results[1][1].items():
-        torch.testing.assert_close(results[0][1][name], expected, atol=1e-5, rtol=1e-3)
+    rays = mixed_rays()
+    real = None if num_rays is None else torch.tensor(num_rays, device=device)
+    rgb, gradients = colours_and_gradients(fast.to(device), rays.to(device), real)
+    # The reference gets nothing but the real rays.
+    few = Rays(*(getattr(rays, field.name)[:num_rays] for field in dataclasses.fields(rays)))
+    expected, expected_gradients = colours_and_gradients(slow, few)
+    torch.testing.assert_close(rgb[:num_rays], expected, atol=1e-5, rtol=0)
+    for name, gradient in expected_gradients.items():
+        torch.testing.assert_close(gradients[name], gradient, atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,31 @@
 """Packed alpha compositing: weights along rays, sums per ray, and their gradients."""
 
+import math
+
 import pytest
 import torch
 from helpers_gradients import assert_same_gradient
+from helpers_triton import DEVICE, Kernel, compile_ahead, needs_triton
 from torch import Tensor
 
-from models.compositing import accumulate, render_weights
+from models import compositing
 
 
-@pytest.fixture(params=["reference", "cpu"])
+@pytest.fixture(params=["reference", "cpu", pytest.param("cuda", marks=needs_triton)])
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+def render_weights(alpha: Tensor, offsets: Tensor, backend: str) -> Tensor:
+    """Composite where the backend's tensors live; all else here is on the CPU."""
+    device = DEVICE if backend == "cuda" else "cpu"
+    return compositing.render_weights(alpha.to(device), offsets.to(device), backend).cpu()
+
+
+def accumulate(weights: Tensor, values: Tensor, offsets: Tensor, backend: str) -> Tensor:
+    device = DEVICE if backend == "cuda" else "cpu"
+    packed = weights.to(device), values.to(device), offsets.to(device)
+    return compositing.accumulate(*packed, backend).cpu()
 
 
 def offsets_of(*counts: int) -> Tensor:
@@ -161,7 +176,60 @@ def test_weights_of_accumulate_may_be_strided(backend: str) -> None:
     )
 
 
-def test_reference_has_the_derivatives_of_finite_differences() -> None:
+@pytest.mark.parametrize("channels", [1, 3, 20])
+def test_long_rays_and_many_channels(backend: str, channels: int) -> None:
+    # Rays over several of the CUDA kernels' blocks of 32, and such as end where a block does.
+    offsets = offsets_of(100, 0, 32, 64, 33, 1)
+    alpha = torch.rand(int(offsets[-1])) ** 4
+    alpha[[40, 131]] = 1.0
+    values = torch.randn(len(alpha), channels)
+    towards, extra = torch.randn(6, channels), torch.randn(len(alpha))
+    results = {}
+    for dtype in (torch.float32, torch.float64):
+        a, v = alpha.to(dtype).requires_grad_(), values.to(dtype).requires_grad_()
+        name = backend if dtype == torch.float32 else "reference"
+        weights = render_weights(a, offsets, name)
+        sums = accumulate(weights, v, offsets, name)
+        loss = (sums * towards.to(dtype)).sum() + (weights * extra.to(dtype)).sum()
+        results[dtype] = [weights.detach(), sums.detach(), *torch.autograd.grad(loss, [a, v])]
+    for actual, expected in zip(results[torch.float32], results[torch.float64], strict=True):
+        # 100 factors and sums of 6e-8 each.
+        assert_same_gradient(actual, expected, tolerance=1e-5)
+
+
+def test_padding_weighs_nothing_and_gets_no_gradient(backend: str) -> None:
+    # Three samples and three rows of padding, in which anything may be written.
+    offsets = offsets_of(2, 0, 1, 0)
+    alpha = torch.tensor([0.4, 0.8, 0.5, math.nan, 1.0, 0.3], requires_grad=True)
+    values = torch.tensor([[1.0], [2.0], [3.0], [math.nan], [math.inf], [4.0]], requires_grad=True)
+    weights = render_weights(alpha, offsets, backend)
+    torch.testing.assert_close(weights, torch.tensor([0.4, 0.48, 0.5, 0.0, 0.0, 0.0]))
+    sums = accumulate(weights, values, offsets, backend)
+    torch.testing.assert_close(sums, torch.tensor([[1.36], [0.0], [1.5], [0.0]]))
+    d_alpha, d_values = torch.autograd.grad(sums.sum(), [alpha, values])
+    # 1 - 0.8 * 2; 0.6 * 2; 3.
+    torch.testing.assert_close(d_alpha, torch.tensor([-0.6, 1.2, 3.0, 0.0, 0.0, 0.0]))
+    torch.testing.assert_close(d_values[:, 0], torch.tensor([0.4, 0.48, 0.5, 0.0, 0.0, 0.0]))
+
+    # Whatever comes back for padding from a loss on the weights goes no further.
+    padded = alpha.detach().requires_grad_()
+    towards = torch.tensor([1.0, 1.0, 1.0, math.nan, 5.0, 5.0])
+    (d_padded,) = torch.autograd.grad(render_weights(padded, offsets, backend), padded, towards)
+    torch.testing.assert_close(d_padded, torch.tensor([0.2, 0.6, 1.0, 0.0, 0.0, 0.0]))
+
+
+def test_derivatives_of_finite_differences_in_float64(backend: str) -> None:
+    offsets = offsets_of(0, 3, 1)
+    alpha = torch.tensor([0.2, 0.9, 0.5, 0.4], dtype=torch.float64, requires_grad=True)
+    values = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
+
+    def function(a: Tensor, v: Tensor) -> Tensor:
+        return accumulate(render_weights(a, offsets, backend), v, offsets, backend)
+
+    torch.autograd.gradcheck(function, (alpha, values))
+
+
+def test_reference_has_the_second_derivatives_of_finite_differences() -> None:
     offsets = offsets_of(0, 3, 1)
     alpha = torch.tensor([0.2, 0.9, 0.5, 0.4], dtype=torch.float64, requires_grad=True)
     values = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
@@ -169,5 +237,29 @@ def test_reference_has_the_derivatives_of_finite_differences() -> None:
     def function(a: Tensor, v: Tensor) -> Tensor:
         return accumulate(render_weights(a, offsets, "reference"), v, offsets, "reference")
 
-    torch.autograd.gradcheck(function, (alpha, values))
     torch.autograd.gradgradcheck(function, (alpha, values))
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", [80, 90])
+def test_kernels_compile(capability: int) -> None:
+    module, kernels = "models.compositing.cuda", []
+    forward = {"alpha": "*fp32", "offsets": "*i64", "weights": "*fp32", "transmittance": "*fp32"}
+    backward = forward | {"d_weights": "*fp32", "d_alpha": "*fp32"}
+    del backward["weights"]
+    for name, signature in (("_weights_kernel", forward), ("_weights_backward_kernel", backward)):
+        kernels.append(Kernel(module, name, signature | {"BLOCK": "constexpr"}, {"BLOCK": 32}, num_warps=1))
+    packed = {"weights": "*fp32", "values": "*fp32", "offsets": "*i64"}
+    forward = packed | {"sums": "*fp32"}
+    backward = packed | {"d_sums": "*fp32", "d_weights": "*fp32", "d_values": "*fp32"}
+    for channels, block in ((1, 1), (4, 4), (7, 8), (20, 16)):
+        constants = {"CHANNELS": channels, "BLOCK": 32, "BLOCK_C": block}
+        sizes = dict.fromkeys(constants, "constexpr")
+        for name, signature in (("_accumulate_kernel", forward), ("_accumulate_backward_kernel", backward)):
+            kernels.append(Kernel(module, name, signature | sizes, constants, num_warps=1))
+    for kernel, result in zip(kernels, compile_ahead(kernels, capability), strict=True):
+        assert not result["error"]
+        assert result["spilled"] == 0
+        # More would leave less than the 32 programs of one warp that fit into a multiprocessor.
+        is_common = kernel.constants.get("BLOCK_C", 1) <= 8
+        assert 0 < int(result["registers"]) <= (64 if is_common else 255)

@@ -1,18 +1,70 @@
 """Ray marching against brute force, and dropping what nothing can see."""
 
 import math
+from dataclasses import fields
+from typing import Any
 
 import pytest
 import torch
+from helpers_triton import DEVICE, Kernel, compile_ahead, needs_triton
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.marching import drop_hidden, march
+from models import marching
 from utils.types import Rays, RaySamples
 
+# An exponential that overflows is meant: its reciprocal is the zero that is wanted.
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")
 
-@pytest.fixture(params=["reference", "cpu"])
+
+@pytest.fixture(params=["reference", "cpu", pytest.param("cuda", marks=needs_triton)])
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+def device_of(backend: str) -> torch.device:
+    return DEVICE if backend == "cuda" else torch.device("cpu")
+
+
+def moved(samples: RaySamples, device: torch.device | str) -> RaySamples:
+    columns = [getattr(samples, field.name) for field in fields(samples)]
+    return RaySamples(*[None if column is None else column.to(device) for column in columns])
+
+
+def march(
+    rays: Rays,
+    occupied: Tensor,
+    step: float | Tensor,
+    jitter: Tensor,
+    backend: str,
+    capacity: int | None = None,
+) -> RaySamples:
+    """March where the backend's tensors live; all else here is on the CPU."""
+    device = device_of(backend)
+    width = step.to(device) if isinstance(step, Tensor) else step
+    return moved(
+        marching.march(rays.to(device), occupied.to(device), width, jitter.to(device), backend, capacity),
+        "cpu",
+    )
+
+
+def drop_hidden(
+    samples: RaySamples,
+    sdf: Tensor,
+    inv_s: float | Tensor,
+    step: float | Tensor,
+    threshold: float,
+    backend: str,
+    capacity: int | None = None,
+) -> RaySamples:
+    device = device_of(backend)
+    scalars = [value.to(device) if isinstance(value, Tensor) else value for value in (inv_s, step)]
+    return moved(
+        marching.drop_hidden(
+            *(moved(samples, device), sdf.to(device), *scalars, threshold, backend), capacity=capacity
+        ),
+        "cpu",
+    )
 
 
 def rays_of(origins: Tensor, directions: Tensor, near: Tensor, far: Tensor) -> Rays:
@@ -44,7 +96,8 @@ def assert_marched_like_brute_force(
     samples: RaySamples, rays: Rays, occupied: Tensor, step: float, jitter: Tensor
 ) -> None:
     """Look every lattice position up; only those within 1e-5 of a cell border (or of the end) may differ."""
-    resolution = len(occupied)
+    levels = occupied if occupied.dim() == 4 else occupied[None]
+    resolution = levels.shape[1]
     assert samples.offsets[0] == 0
     assert samples.offsets[-1] == len(samples)
     assert samples.offsets.shape == (len(rays) + 1,)
@@ -62,15 +115,18 @@ def assert_marched_like_brute_force(
             position = [
                 float(o) + t * float(d) for o, d in zip(rays.origins[ray], rays.directions[ray], strict=True)
             ]
-            scaled = [(x + 1) * resolution / 2 for x in position]
+            reach = max(abs(x) for x in position)
+            level = sum(reach >= 2**k for k in range(len(levels) - 1))
+            scaled = [(x / 2**level + 1) * resolution / 2 for x in position]
             moves = [float(d) != 0 for d in rays.directions[ray]]
             is_near_border = any(
                 abs(x - round(x)) < 1e-5 * resolution for x, m in zip(scaled, moves, strict=True) if m
             )
-            if is_near_border or abs(t - float(rays.far[ray])) < 1e-5:
+            is_near_face = any(abs(reach - 2**k) < 1e-5 for k in range(len(levels) - 1))
+            if is_near_border or is_near_face or abs(t - float(rays.far[ray])) < 1e-5:
                 continue
             x, y, z = (min(max(math.floor(s), 0), resolution - 1) for s in scaled)
-            expected = bool(occupied[z, y, x]) and t < float(rays.far[ray])
+            expected = bool(levels[level, z, y, x]) and t < float(rays.far[ray])
             assert (k in found) == expected, (ray, k, t, position)
             num_sure += expected
     # The comparison has to be about something: nearly all samples are clear of borders.
@@ -112,8 +168,9 @@ def test_axes_of_the_grid_are_z_y_x(backend: str) -> None:
 )
 def test_against_brute_force(backend: str, resolution: int, step: float, share: float) -> None:
     occupied = torch.rand(resolution, resolution, resolution) < share
-    rays = random_rays(40)
-    jitter = torch.rand(40)
+    # Triton's interpreter is slow, and rays do not know of one another.
+    rays = random_rays(16 if backend == "cuda" else 40)
+    jitter = torch.rand(len(rays))
     samples = march(rays, occupied, step, jitter, backend)
     assert len(samples) > 0
     assert_marched_like_brute_force(samples, rays, occupied, step, jitter)
@@ -241,6 +298,13 @@ def test_threshold_zero_keeps_all_that_light_reaches(backend: str) -> None:
     assert torch.equal(visible.t_ends, samples.t_ends)
 
 
+def test_nothing_is_in_front_of_the_first_sample(backend: str) -> None:
+    # On each ray the first is kept whatever the threshold, and nothing that is far from the surface hides.
+    samples = samples_along([[0.1, 0.2, 0.3], [0.1]], 0.1)
+    visible = drop_hidden(samples, torch.tensor([9.0, -9.0, 0.0, 0.0]), 100.0, 0.1, 0.999, backend)
+    assert visible.offsets.tolist() == [0, 2, 3]
+
+
 def test_surfaces_seen_from_behind_hide_nothing(backend: str) -> None:
     samples = samples_along([[0.1 * k for k in range(10)]], 0.1)
     visible = drop_hidden(samples, samples.t_middle - 0.45, 1000.0, 0.1, 1e-3, backend)
@@ -259,19 +323,25 @@ def test_a_gap_is_no_slope(backend: str) -> None:
     assert len(drop_hidden(lonely, sdf, 100.0, 0.1, 0.007, backend)) == 2
 
 
-def test_dropping_against_the_reference() -> None:
-    counts = [0, 60, 1, 0, 45, 60, 2, 0]
+def assert_equal(first: RaySamples, second: RaySamples) -> None:
+    for field in fields(RaySamples):
+        left, right = getattr(first, field.name), getattr(second, field.name)
+        assert (left is None) == (right is None), field.name
+        assert left is None or torch.equal(left, right), field.name
+
+
+@pytest.mark.parametrize("inv_s", [10.0, 64.0, 1000.0, 1e6])
+def test_dropping_against_the_reference(backend: str, inv_s: float) -> None:
+    # Rays longer than a block of the CUDA kernel, and one that ends where a block ends.
+    counts = [0, 60, 1, 0, 65, 150, 2, 64, 0]
     middles = [[0.02 * k + (0.5 if k > 20 else 0.0) for k in range(count)] for count in counts]
     samples = samples_along(middles, 0.02)
-    for inv_s in (10.0, 64.0, 1000.0, 1e6):
-        for _ in range(5):
-            # A smooth random walk around the surface.
-            sdf = (torch.randn(len(samples)) * 0.02).cumsum(0)
-            fast, slow = (drop_hidden(samples, sdf, inv_s, 0.02, 1e-3, name) for name in ("cpu", "reference"))
-            assert torch.equal(fast.t_starts, slow.t_starts)
-            assert torch.equal(fast.t_ends, slow.t_ends)
-            assert torch.equal(fast.ray_indices, slow.ray_indices)
-            assert torch.equal(fast.offsets, slow.offsets)
+    for _ in range(3):
+        # A smooth random walk around the surface.
+        sdf = (torch.randn(len(samples)) * 0.02).cumsum(0)
+        expected = drop_hidden(samples, sdf, inv_s, 0.02, 1e-3, "reference")
+        assert len(expected) > 10
+        assert_equal(drop_hidden(samples, sdf, inv_s, 0.02, 1e-3, backend), expected)
 
 
 def test_what_is_left_is_packed(backend: str) -> None:
@@ -288,3 +358,203 @@ def test_dropping_from_nothing(backend: str) -> None:
     visible = drop_hidden(samples, torch.zeros(0), 100.0, 0.1, 1e-3, backend)
     assert len(visible) == 0
     assert visible.offsets.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("resolution", "num_levels"), [(8, 3), (6, 2), (8, 1)])
+def test_levels_against_brute_force(backend: str, resolution: int, num_levels: int) -> None:
+    occupied = torch.rand(num_levels, resolution, resolution, resolution) < 0.3
+    rays = random_rays(24)
+    # From inside as well as from beyond the coarsest level, and out again.
+    rays = rays_of(3 * rays.origins, rays.directions, rays.near, 3 * rays.far)
+    jitter = torch.rand(24)
+    samples = march(rays, occupied, 0.09, jitter, backend)
+    assert len(samples) > 0
+    assert_marched_like_brute_force(samples, rays, occupied, 0.09, jitter)
+
+
+def test_levels_by_hand(backend: str) -> None:
+    # Level 1 is full, level 0 is empty but for [0, 0.5) along the ray, and hides what level 1 says there.
+    occupied = torch.zeros(2, 4, 4, 4, dtype=torch.bool)
+    occupied[1] = True
+    occupied[0, 2, 2, 2] = True
+    rays = one_ray([-2.0, 0.25, 0.25], [1.0, 0.0, 0.0], 0.0, 4.0)
+    samples = march(rays, occupied, 0.25, torch.tensor([0.5]), backend)
+    x = samples.positions(rays)[:, 0]
+    left = [-1.875, -1.625, -1.375, -1.125]
+    assert x.tolist() == [*left, 0.125, 0.375, *[-value for value in reversed(left)]]
+
+
+def test_one_level_may_come_without_its_axis(backend: str) -> None:
+    occupied = torch.rand(8, 8, 8) < 0.4
+    rays, jitter = random_rays(10), torch.rand(10)
+    first = march(rays, occupied, 0.1, jitter, backend)
+    assert_equal(first, march(rays, occupied[None], 0.1, jitter, backend))
+
+
+@pytest.mark.parametrize("num_levels", [1, 2])
+def test_marching_against_the_reference(backend: str, num_levels: int) -> None:
+    # With a power of two of cells every version rounds alike: not a bit may differ.
+    occupied = torch.rand(num_levels, 16, 16, 16) < 0.2
+    rays, jitter = random_rays(32), torch.rand(32)
+    expected = march(rays, occupied, 0.021, jitter, "reference")
+    assert len(expected) > 200
+    assert_equal(march(rays, occupied, 0.021, jitter, backend), expected)
+
+
+def test_step_may_be_a_tensor(backend: str) -> None:
+    occupied = torch.rand(8, 8, 8) < 0.4
+    rays, jitter = random_rays(10), torch.rand(10)
+    samples = march(rays, occupied, 0.06, jitter, backend)
+    assert_equal(march(rays, occupied, torch.tensor(0.06), jitter, backend), samples)
+
+    sdf = 0.2 - (samples.positions(rays)).norm(dim=1)
+    visible = drop_hidden(samples, sdf, 50.0, 0.06, 1e-3, backend)
+    assert 0 < len(visible) < len(samples)
+    scalars = torch.tensor(50.0), torch.tensor(0.06)
+    assert_equal(drop_hidden(samples, sdf, *scalars, 1e-3, backend), visible)
+
+
+def test_rays_that_are_not_numbers_get_nothing(backend: str) -> None:
+    occupied = torch.ones(4, 4, 4, dtype=torch.bool)
+    rays = random_rays(6)
+    jitter = torch.full((6,), 0.5)
+    expected = march(rays, occupied, 0.1, jitter, backend).offsets.diff()
+    rays.origins[0, 1] = rays.directions[2, 2] = rays.near[3] = rays.far[4] = jitter[5] = math.nan
+    counts = march(rays, occupied, 0.1, jitter, backend).offsets.diff()
+    assert counts[1] == expected[1] > 0
+    assert counts.tolist() == [0, counts[1], 0, 0, 0, 0]
+
+
+def full_rays(*counts: int) -> tuple[Rays, Tensor, Tensor]:
+    """Rays with so many samples each in a full grid, at a step of 0.25; -1 for a ray that misses."""
+    rays = random_rays(len(counts))
+    far = torch.tensor([0.25 * count if count >= 0 else -1.0 for count in counts])
+    rays = rays_of(rays.origins, rays.directions, torch.zeros(len(counts)), far)
+    return rays, torch.ones(4, 4, 4, dtype=torch.bool), torch.full((len(counts),), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("capacity", "offsets", "served"),
+    [
+        (9, [0, 2, 2, 5, 5, 9, 9], 6),
+        (20, [0, 2, 2, 5, 5, 9, 9], 6),
+        (8, [0, 2, 2, 5, 5, 5, 5], 4),
+        (5, [0, 2, 2, 5, 5, 5, 5], 4),
+        (4, [0, 2, 2, 2, 2, 2, 2], 2),
+        (1, [0, 0, 0, 0, 0, 0, 0], 0),
+    ],
+)
+def test_capacity_by_hand(backend: str, capacity: int, offsets: list[int], served: int) -> None:
+    rays, occupied, jitter = full_rays(2, 0, 3, -1, 4, 0)
+    exact = march(rays, occupied, 0.25, jitter, backend)
+    samples = march(rays, occupied, 0.25, jitter, backend, capacity)
+    assert len(samples) == capacity
+    assert samples.offsets.tolist() == offsets
+    assert samples.is_served is not None
+    assert samples.is_served.tolist() == [ray < served for ray in range(6)]
+    count = int(samples.count)
+    assert torch.equal(samples.t_starts[:count], exact.t_starts[:count])
+    assert torch.equal(samples.t_ends[:count], exact.t_ends[:count])
+    assert torch.equal(samples.ray_indices[:count], exact.ray_indices[:count])
+    assert not samples.t_starts[count:].any()
+    assert not samples.t_ends[count:].any()
+    assert not samples.ray_indices[count:].any()
+
+
+def test_capacity_without_rays_or_samples(backend: str) -> None:
+    for rays, occupied, jitter in (full_rays(), full_rays(0, -1)):
+        samples = march(rays, occupied, 0.25, jitter, backend, 3)
+        assert samples.t_middle.tolist() == [0.0] * 3
+        assert samples.offsets.tolist() == [0] * (len(rays) + 1)
+        assert samples.is_served is not None
+        assert samples.is_served.all()
+
+
+@pytest.mark.parametrize("capacity", [300, 40])
+def test_capacity_against_the_reference(backend: str, capacity: int) -> None:
+    occupied = torch.rand(2, 8, 8, 8) < 0.3
+    rays, jitter = random_rays(20), torch.rand(20)
+    expected = march(rays, occupied, 0.07, jitter, "reference", capacity)
+    assert 0 < int(expected.count) < capacity
+    samples = march(rays, occupied, 0.07, jitter, backend, capacity)
+    assert_equal(samples, expected)
+    sdf = torch.where(expected.is_sample, 0.3 - expected.positions(rays).norm(dim=1), math.nan)
+    for room in (None, 3, 30, 300):
+        slow = drop_hidden(expected, sdf, 100.0, 0.07, 1e-3, "reference", room)
+        assert_equal(drop_hidden(samples, sdf, 100.0, 0.07, 1e-3, backend, room), slow)
+
+
+def test_dropping_into_a_capacity_by_hand(backend: str) -> None:
+    # What test_what_is_left_is_packed keeps, 2, 0, 1 and 1 samples, with less and less room.
+    samples = samples_along([[0.0, 0.1, 0.2], [], [0.0], [0.0, 0.1, 0.2, 0.3]], 0.1)
+    sdf = torch.tensor([0.1, 0.0, -0.1, 0.5, 0.0, -0.1, -0.2, -0.3])
+    exact = drop_hidden(samples, sdf, 200.0, 0.1, 1e-3, backend)
+    for capacity, count, served in ((6, 4, 4), (4, 4, 4), (3, 3, 3), (2, 2, 2), (1, 0, 0)):
+        visible = drop_hidden(samples, sdf, 200.0, 0.1, 1e-3, backend, capacity)
+        assert len(visible) == capacity
+        assert visible.is_served is not None
+        assert visible.is_served.tolist() == [ray < served for ray in range(4)]
+        assert torch.equal(visible.offsets, exact.offsets.clamp(max=count))
+        assert torch.equal(visible.t_starts[:count], exact.t_starts[:count])
+        assert torch.equal(visible.t_ends[:count], exact.t_ends[:count])
+        assert torch.equal(visible.ray_indices[:count], exact.ray_indices[:count])
+        assert not visible.t_ends[count:].any()
+
+
+def test_a_ray_that_was_not_served_stays_so(backend: str) -> None:
+    rays, occupied, jitter = full_rays(3, 4, 5)
+    samples = march(rays, occupied, 0.25, jitter, backend, 8)
+    for room in (None, 100):
+        visible = drop_hidden(samples, torch.ones(8), 10.0, 0.25, 1e-3, backend, room)
+        assert visible.is_served is not None
+        assert visible.is_served.tolist() == [True, True, False]
+        assert visible.offsets.tolist() == [0, 3, 7, 7]
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where PyTorch would wait for a GPU: values read by the host, sizes that depend on values."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        indices = args[1] if name.startswith("aten.index.") else []
+        assert not any(index is not None and index.dtype == torch.bool for index in indices), name
+        waits = ("_local_scalar_dense", "nonzero", "masked_select", "repeat_interleave", "unique")
+        assert not any(word in name for word in waits), name
+        return func(*args, **(kwargs or {}))
+
+
+@needs_triton
+def test_cuda_with_a_capacity_never_waits_for_the_device() -> None:
+    rays, occupied, jitter = full_rays(3, 4, 5)
+    rays, occupied, jitter = rays.to(DEVICE), occupied.to(DEVICE), jitter.to(DEVICE)
+    step = torch.tensor(0.25, device=DEVICE)
+    with pytest.raises(AssertionError), NoWaiting():
+        marching.march(rays, occupied, step, jitter, "cuda")
+    with NoWaiting():
+        samples = marching.march(rays, occupied, step, jitter, "cuda", 10)
+        sdf = torch.ones(10, device=DEVICE)
+        marching.drop_hidden(samples, sdf, 4 * step, step, 1e-3, "cuda", 9)
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", [80, 90])
+def test_kernels_compile(capability: int) -> None:
+    module, pointers = "models.marching.cuda", {"near": "*fp32", "far": "*fp32", "jitter": "*fp32"}
+    pointers |= {"origins": "*fp32", "directions": "*fp32", "occupied": "*u8", "step": "*fp32"}
+    sizes = ("NUM_LEVELS", "RESOLUTION", "WRITES", "BLOCK")
+    columns = {"t_starts": "*fp32", "t_ends": "*fp32", "ray_indices": "*i64"}
+    kernels = []
+    for num_levels in (1, 3):
+        constants = dict(zip(sizes, (num_levels, 128, False, 64), strict=True))
+        signature = pointers | {"offsets": "*i64"} | dict.fromkeys(sizes, "constexpr")
+        counting = signature | dict.fromkeys(columns, "constexpr"), constants | dict.fromkeys(columns)
+        writing = signature | columns, constants | {"WRITES": True}
+        kernels += [Kernel(module, "_march_kernel", *types, num_warps=1) for types in (counting, writing)]
+    signature = {"sdf": "*fp32", "middles": "*fp32", "offsets": "*i64", "inv_s": "*fp32", "step": "*fp32"}
+    signature |= {"threshold": "fp32", "keep": "*u8", "BLOCK": "constexpr"}
+    kernels.append(Kernel(module, "_visible_kernel", signature, {"BLOCK": 64}, num_warps=1))
+    for result in compile_ahead(kernels, capability):
+        assert not result["error"]
+        assert result["spilled"] == 0
+        # More would leave less than the 32 programs of one warp that fit into a multiprocessor.
+        assert 0 < int(result["registers"]) <= 64

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from encoder import HashGridConfig, hashgrid
-from models import build_model, compositing, marching, neus, sdf_network
+from models import build_model, compositing, marching, mlp, neus, sdf_network
+from models.backends import Backends
 from models.background import BackgroundConfig
 from models.fields import RadianceConfig, SDFConfig
 from models.neus import NeuS, NeuSConfig
@@ -18,6 +19,7 @@ from models.occupancy import OccupancyConfig
 from utils.errors import BackendError
 from utils.types import Cameras, ImageStack, Progress, Rays, Scene
 
+CPU = Backends.all("cpu")
 GRID = HashGridConfig(num_levels=3, log2_table_size=9, base_resolution=4, max_resolution=16)
 DONE = Progress(1.0, 1.0, 3.0, {})
 GREEN = torch.tensor([0.1, 0.9, 0.3])
@@ -93,7 +95,7 @@ def sphere_model(inv_s: float = 400.0, backend: str = "cpu", background: bool = 
 
     4 mean_k relu(w_k x) is |x| for units w_k spread evenly over the sphere; Fibonacci's spiral spreads them.
     """
-    model = NeuS(small_config(backend, background, inv_s, width=256), three_views(), backend)
+    model = NeuS(small_config(backend, background, inv_s, width=256), three_views(), Backends.all(backend))
     k = torch.arange(256) + 0.5
     z = 1 - 2 * k / 256
     angle = k * math.pi * (3 - math.sqrt(5))
@@ -168,7 +170,7 @@ def test_dropping_hidden_samples_does_not_change_the_picture() -> None:
     rays = random_rays(40)
     dropped = model.render(rays, DONE, GREEN)
     config = NeuSConfig(**{**vars(model.config), "min_transmittance": 0.0})
-    complete = NeuS(config, three_views(), "cpu")
+    complete = NeuS(config, three_views(), CPU)
     complete.load_state_dict(model.state_dict())
     full = complete.render(rays, DONE, GREEN)
     assert len(full.sdf) == full.num_marched == dropped.num_marched
@@ -227,7 +229,7 @@ def test_a_density_thinner_than_a_cell_is_not_overlooked() -> None:
 
 
 def test_only_observable_cells_are_marched() -> None:
-    model = NeuS(small_config(), three_views(), "cpu")
+    model = NeuS(small_config(), three_views(), CPU)
     model.occupancy.occupied.zero_()
     render = model.render(random_rays(10), DONE, GREEN)
     assert render.num_marched == 0
@@ -236,7 +238,7 @@ def test_only_observable_cells_are_marched() -> None:
 
 @pytest.mark.parametrize("background", [False, True])
 def test_rays_that_all_miss(backend: str, background: bool) -> None:
-    model = NeuS(small_config(backend, background), three_views(), backend)
+    model = NeuS(small_config(backend, background), three_views(), Backends.all(backend))
     rays = rays_along_z(torch.tensor([[1.5, 0.0], [0.0, -1.2], [1.0, 1.0]]))
     render = model.render(rays, DONE, GREEN, torch.Generator().manual_seed(0))
     assert render.num_marched == 0
@@ -258,7 +260,7 @@ def test_rays_that_all_miss(backend: str, background: bool) -> None:
 
 @pytest.mark.parametrize("background", [False, True])
 def test_no_rays_at_all(backend: str, background: bool) -> None:
-    model = NeuS(small_config(backend, background), three_views(), backend)
+    model = NeuS(small_config(backend, background), three_views(), Backends.all(backend))
     render = model.render(rays_along_z(torch.zeros(0, 2)), DONE, GREEN)
     assert render.rgb.shape == (0, 3)
     assert render.opacity.shape == render.depth.shape == (0,)
@@ -267,8 +269,8 @@ def test_no_rays_at_all(backend: str, background: bool) -> None:
 @pytest.mark.parametrize("cos_anneal", [0.0, 1.0])
 @pytest.mark.parametrize("background", [False, True])
 def test_versions_render_and_learn_alike(background: bool, cos_anneal: float) -> None:
-    fast = NeuS(small_config("cpu", background), three_views(), "cpu")
-    slow = NeuS(small_config("reference", background), three_views(), "reference")
+    fast = NeuS(small_config("cpu", background), three_views(), CPU)
+    slow = NeuS(small_config("reference", background), three_views(), Backends.all("reference"))
     with torch.no_grad():
         fast.sdf_field.grid.table.uniform_(-0.02, 0.02)
         fast.sdf_field.weights[0].add_(torch.randn_like(fast.sdf_field.weights[0]) * 0.1)
@@ -298,7 +300,7 @@ def test_versions_render_and_learn_alike(background: bool, cos_anneal: float) ->
 
 
 def test_every_parameter_learns() -> None:
-    model = NeuS(small_config(background=True), three_views(), "cpu")
+    model = NeuS(small_config(background=True), three_views(), CPU)
     with torch.no_grad():
         # The first layer starts blind to the grid, which therefore learns from the second step on.
         model.sdf_field.weights[0].add_(torch.randn_like(model.sdf_field.weights[0]) * 0.1)
@@ -313,7 +315,7 @@ def test_every_parameter_learns() -> None:
 
 
 def test_rendering_is_repeatable_and_jitter_is_drawn() -> None:
-    model = NeuS(small_config(), three_views(), "cpu")
+    model = NeuS(small_config(), three_views(), CPU)
     rays = random_rays(20)
     first, second = (model.render(rays, DONE, GREEN, torch.Generator().manual_seed(1)) for _ in range(2))
     assert torch.equal(first.rgb, second.rgb)
@@ -325,7 +327,7 @@ def test_rendering_is_repeatable_and_jitter_is_drawn() -> None:
 
 
 def test_rays_do_not_see_one_another() -> None:
-    model = NeuS(small_config(), three_views(), "cpu")
+    model = NeuS(small_config(), three_views(), CPU)
     rays = random_rays(20)
     together = model.render(rays, DONE, GREEN)
     parts = [model.render(rays[slice(k, k + 7)], DONE, GREEN) for k in range(0, 20, 7)]
@@ -334,7 +336,7 @@ def test_rays_do_not_see_one_another() -> None:
 
 
 def test_sharpness_and_step() -> None:
-    model = NeuS(small_config(inv_s=64.0), three_views(), "cpu")
+    model = NeuS(small_config(inv_s=64.0), three_views(), CPU)
     assert model.inv_s().item() == pytest.approx(64.0, rel=1e-4)
     for inv_s, step in ((10.0, 0.02), (64.0, 1 / 64), (80.0, 0.0125), (1e4, 0.01)):
         with torch.no_grad():
@@ -349,7 +351,7 @@ def test_sharpness_and_step() -> None:
 
 
 def test_parameter_groups_hold_each_parameter_once() -> None:
-    model = NeuS(small_config(background=True), three_views(), "cpu")
+    model = NeuS(small_config(background=True), three_views(), CPU)
     groups = model.parameter_groups()
     grouped = [id(parameter) for group in groups.values() for parameter in group]
     assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters())
@@ -357,11 +359,11 @@ def test_parameter_groups_hold_each_parameter_once() -> None:
     assert model.background is not None
     assert [id(p) for p in groups["grid"]] == [id(model.sdf_field.grid.table)]
     assert [id(p) for p in groups["background"]] == [id(p) for p in model.background.parameters()]
-    assert "background" not in NeuS(small_config(), three_views(), "cpu").parameter_groups()
+    assert "background" not in NeuS(small_config(), three_views(), CPU).parameter_groups()
 
 
 def test_queries_agree_with_the_fields(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = NeuS(small_config(), three_views(), "cpu")
+    model = NeuS(small_config(), three_views(), CPU)
     positions = torch.rand(50, 3) * 1.2 - 0.6
     directions = torch.nn.functional.normalize(torch.randn(50, 3), dim=1)
     outputs, gradient = model.sdf_field(positions, 3.0)
@@ -369,7 +371,7 @@ def test_queries_agree_with_the_fields(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = model.radiance(outputs, directions, torch.arange(50), normal)
     # In one piece and in pieces of seven.
     for chunk in (2**17, 7):
-        monkeypatch.setattr(neus, "_CHUNK", chunk)
+        monkeypatch.setitem(neus._CHUNK, "cpu", chunk)
         surface = model.frozen_at(DONE)
         sdf, slopes = surface.query_sdf(positions), surface.query_gradient(positions)
         rgb = surface.query_color(positions, directions)
@@ -382,7 +384,7 @@ def test_queries_agree_with_the_fields(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_closed_levels_do_not_show() -> None:
-    model = NeuS(small_config(), three_views(), "cpu")
+    model = NeuS(small_config(), three_views(), CPU)
     with torch.no_grad():
         model.sdf_field.grid.table.uniform_(-1, 1)
         model.sdf_field.weights[0].normal_(0, 0.3)
@@ -399,16 +401,17 @@ def test_build_chooses_and_says_so(requested: str, expected: str, caplog: pytest
     with caplog.at_level(logging.INFO):
         model = build_model(small_config(requested), three_views(), torch.device("cpu"))
     assert isinstance(model, NeuS)
-    assert model.backend == model.sdf_field.backend == model.sdf_field.grid.backend == expected
+    assert model.backends == Backends.all(expected)
+    assert model.sdf_field.backend == model.sdf_field.grid.backend == expected
     lines = [record.getMessage() for record in caplog.records]
-    for operation in ("hash grid", "sdf network", "ray marching", "compositing"):
+    for operation in ("hash grid", "sdf network", "network", "marching", "compositing"):
         assert any(line.startswith(f"{operation}: backend {expected} (") for line in lines)
 
 
-@pytest.mark.parametrize("operation", [compositing, hashgrid, marching, sdf_network])
+@pytest.mark.parametrize("operation", [compositing, hashgrid, marching, mlp, sdf_network])
 def test_versions_say_where_they_run(operation: ModuleType) -> None:
     checks = operation.IMPLEMENTATIONS
-    assert list(checks)[-2:] == ["cpu", "reference"]
+    assert list(checks) == ["cpu", "cuda", "reference"]
     for name, device, says in [
         ("cpu", "cpu", "None"),
         ("cpu", "cuda", "--device cpu"),
@@ -418,7 +421,12 @@ def test_versions_say_where_they_run(operation: ModuleType) -> None:
 
 
 def test_build_refuses_unknown_and_unusable_backends() -> None:
-    for name, message in (("refrence", "unknown name 'refrence'; did you mean reference"), ("cuda", "cuda")):
+    for name, message in (
+        ("refrence", "model.backend: 'refrence' is not understood; give auto, one of"),
+        ("cpu+nerfacc", r"'cpu\+nerfacc' is not understood; .*nerfacc\+tinycudann"),
+        ("nerfacc", "nerfacc"),
+        ("tinycudann", "tinycudann"),
+    ):
         with pytest.raises(BackendError, match=message):
             build_model(small_config(name), three_views(), torch.device("cpu"))
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models import occupancy
 from models.occupancy import OccupancyConfig, OccupancyGrid, cell_centers, observable_cells
 from utils.types import Cameras, ImageStack, Scene
 
@@ -304,3 +305,49 @@ def test_checkpoint_holds_all_state() -> None:
 def test_config_out_of_range(change: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         OccupancyConfig(**change)  # type: ignore[arg-type]
+
+
+# Without waiting for the device
+
+
+@pytest.mark.parametrize("count", [0, 1, 37, 100])
+@pytest.mark.parametrize("capacity", [1, 20, 100, 130])
+def test_padded_indices(count: int, capacity: int) -> None:
+    chosen = torch.zeros(100, dtype=torch.bool)
+    chosen[torch.randperm(100)[:count]] = True
+    found = occupancy._padded_indices(chosen, capacity).tolist()
+    assert len(found) == capacity
+    fitting = chosen.nonzero().squeeze(1).tolist()[:capacity]
+    assert found == fitting + [100] * (capacity - len(fitting))
+
+
+@pytest.mark.parametrize("done", [0, 50], ids=["all cells", "some cells"])
+def test_padding_changes_no_cell(monkeypatch: pytest.MonkeyPatch, done: int) -> None:
+    """With padded indices, as on a GPU, the same cells get the same values."""
+    observable = torch.rand(12, 12, 12) < 0.7
+    grids = []
+    for padded in (False, True):
+        if padded:
+            monkeypatch.setattr(occupancy, "_indices", occupancy._padded_indices)
+        grid = OccupancyGrid(OccupancyConfig(resolution=12, threshold=0.5), observable)
+        grid.values.copy_(torch.linspace(0, 1, 12**3).view(12, 12, 12))
+        grid.num_updates.fill_(done)
+        # A value that depends on the cell alone, because the points in the cells are drawn in other order.
+        grid.update(
+            lambda positions: (positions * 6).floor().sum(dim=1).abs() / 20, torch.Generator().manual_seed(3)
+        )
+        grids.append(grid)
+    assert torch.equal(grids[0].values, grids[1].values)
+    assert torch.equal(grids[0].occupied, grids[1].occupied)
+
+
+def test_what_is_known_on_the_host_follows_a_checkpoint() -> None:
+    grid = OccupancyGrid(OccupancyConfig(resolution=8), torch.ones(8, 8, 8, dtype=torch.bool))
+    half = torch.zeros(8, 8, 8, dtype=torch.bool)
+    half[:4] = True
+    other = OccupancyGrid(OccupancyConfig(resolution=8), half)
+    for _ in range(3):
+        other.update(lambda positions: positions[:, 0].abs(), torch.Generator().manual_seed(0))
+    assert grid._on_host() == (0, 512)
+    grid.load_state_dict(other.state_dict())
+    assert grid._on_host() == other._on_host() == (3, 256)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers_gradients import assert_same_gradient
+from helpers_triton import needs_triton
 from torch import Tensor
 
 from encoder import HashGridConfig
@@ -19,7 +20,7 @@ GEOMETRY = GridGeometry.from_config(GRID, bound=1.0)
 ENCODING_WIDTH = 3 + 3 * 2
 
 
-@pytest.fixture(params=["reference", "cpu"])
+@pytest.fixture(params=["reference", "cpu", pytest.param("cuda", marks=needs_triton)])
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

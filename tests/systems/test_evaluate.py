@@ -1,5 +1,6 @@
 """Looking at a model: whole views in chunks, held-out metrics, pictures, video and mesh."""
 
+import copy
 import json
 import logging
 from dataclasses import replace
@@ -17,6 +18,8 @@ from systems import evaluate
 from systems.evaluate import measure_views, render_view, save_validation_picture, view_panel
 from systems.neus import NeuSSystem
 from utils.config import Config
+from utils.errors import ExportError
+from utils.memory import Chunks
 from utils.mesh import read_mesh
 from utils.types import ImageStack, Progress, Rays, RenderOutput, Scene
 
@@ -31,6 +34,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     training = new_trainer(tmp_path_factory.mktemp("trained"), "trainer.max_steps=30")
     training.train()
     return training.model
+
+
+def rays_at_once(size: int) -> Chunks:
+    return Chunks("rays", size, "test.rays_per_chunk")
 
 
 class Limited:
@@ -90,7 +97,7 @@ def test_the_plain_colour_shows_where_the_surface_does_not(trained: Any) -> None
 def test_chunks_do_not_show(trained: Any) -> None:
     scene, progress = tiny_scene(), final(tiny_config())
     whole = render_view(trained, scene.cameras, 3, progress)
-    parts = render_view(trained, scene.cameras, 3, progress, rays_per_chunk=100)
+    parts = render_view(trained, scene.cameras, 3, progress, rays_at_once(100))
     for name in ("rgb", "opacity", "depth", "normal"):
         torch.testing.assert_close(getattr(whole, name), getattr(parts, name), rtol=1e-4, atol=1e-5)
 
@@ -98,24 +105,38 @@ def test_chunks_do_not_show(trained: Any) -> None:
 def test_chunks_shrink_when_memory_runs_out(trained: Any, caplog: pytest.LogCaptureFixture) -> None:
     scene, progress = tiny_scene(), final(tiny_config())
     whole = render_view(trained, scene.cameras, 3, progress)
-    limited = Limited(trained, 300)
+    limited, chunks = Limited(trained, 300), rays_at_once(1024)
     with caplog.at_level(logging.WARNING):
-        view = render_view(limited, scene.cameras, 3, progress, rays_per_chunk=1024)
-    assert limited.chunks == [256] * 4
+        view = render_view(limited, scene.cameras, 3, progress, chunks)
+        render_view(limited, scene.cameras, 4, progress, chunks)
+    assert limited.chunks == [256] * 8
     messages = [entry.getMessage() for entry in caplog.records if entry.levelno == logging.WARNING]
-    assert messages == [f"out of memory: rendering {size} rays at once from now on" for size in (512, 256)]
-    torch.testing.assert_close(view.rgb, whole.rgb, rtol=1e-4, atol=1e-5)
+    assert messages == [f"out of memory: rays in chunks of {size} from now on" for size in (512, 256)]
+    for name in ("rgb", "opacity", "depth", "normal"):
+        torch.testing.assert_close(getattr(view, name), getattr(whole, name), rtol=1e-4, atol=1e-5)
+
+
+def test_a_test_finds_out_once_how_many_rays_fit(
+    trained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, scene = tiny_config("test.rays_per_chunk=600"), tiny_scene()
+    limited = Limited(copy.copy(trained), 300)
+    monkeypatch.setattr(trained, "render", limited.render)
+    with caplog.at_level(logging.WARNING):
+        evaluate.test(config, scene, trained, final(config), new_run(config, tmp_path), step=30)
+    assert "out of memory: rays in chunks of 300 from now on" in caplog.text
+    assert caplog.text.count("out of memory") == 1
 
 
 def test_memory_for_not_even_one_ray(trained: Any) -> None:
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(ExportError, match=r"^test\.rays_per_chunk: the device's memory does not hold one of"):
         render_view(Limited(trained, 0), tiny_scene().cameras, 3, final(tiny_config()))
 
 
 def test_measures_of_held_out_views(trained: Any, tmp_path: Path) -> None:
     config, scene = tiny_config(), tiny_scene()
     run = new_run(config, tmp_path)
-    measured = measure_views(config.test, scene, trained, final(config), run)
+    measured = measure_views(scene, trained, final(config), run, rays_at_once(4096))
     assert scene.test_indices == (0, 5)
     assert [row["view"] for row in measured] == ["000000.png", "000005.png"]
     for row, index in zip(measured, scene.test_indices, strict=True):
@@ -138,7 +159,7 @@ def test_measures_of_held_out_views(trained: Any, tmp_path: Path) -> None:
 def test_without_masks_the_masked_measure_is_absent(tmp_path: Path) -> None:
     config, scene = tiny_config(*WITHOUT_MASKS), tiny_scene(*WITHOUT_MASKS)
     model = tiny_model(config, scene)
-    rows = measure_views(config.test, scene, model, final(config), new_run(config, tmp_path))
+    rows = measure_views(scene, model, final(config), new_run(config, tmp_path), rays_at_once(4096))
     view = render_view(model, scene.cameras, 0, final(config))
     assert [row["psnr_masked"] for row in rows] == [None, None]
     assert rows[0]["psnr"] == pytest.approx(decibels(squared_error(view.rgb, scene, 0)), abs=1e-3)

@@ -1,6 +1,7 @@
 """Export: planted floaters go, colours and normals come from the surface, everything lands in world units."""
 
 import json
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -101,6 +102,31 @@ def test_files_land_in_world_coordinates(tmp_path: Path, scene: Scene):
     export_mesh(config, replace(scene, cameras=turned), Ball(), Folder(tmp_path / "turned"), 7)
     transform = json.loads((tmp_path / "turned/save/transform.json").read_text())
     np.testing.assert_allclose(transform["up"], -scene.world_from_scene[:3, 2] / 250.0, atol=1e-12)
+
+
+def test_points_are_asked_in_fewer_at_once_when_memory_runs_out(
+    tmp_path: Path, scene: Scene, caplog: pytest.LogCaptureFixture
+):
+    class Small(Ball):
+        def query_gradient(self, positions: Tensor) -> Tensor:
+            if len(positions) > 300:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().query_gradient(positions)
+
+        def query_sdf(self, positions: Tensor) -> Tensor:
+            if len(positions) > 500:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().query_sdf(positions)
+
+    config = Settings(ExportConfig(resolution=48, chunk=900))
+    export_mesh(config, scene, Ball(), Folder(tmp_path / "whole"), 0)
+    with caplog.at_level(logging.WARNING):
+        export_mesh(config, scene, Small(), Folder(tmp_path / "pieces"), 0)
+    meshes = [(tmp_path / name / "save/mesh.ply").read_bytes() for name in ("whole", "pieces")]
+    assert meshes[0] == meshes[1]
+    # The vertices are asked no more at once than the nodes last were.
+    messages = [entry.getMessage() for entry in caplog.records if entry.name == "utils.memory"]
+    assert messages == [f"out of memory: points in chunks of {size} from now on" for size in (450, 225)]
 
 
 def test_five_planted_floaters_go_and_nothing_else():

@@ -104,3 +104,25 @@ def test_a_descent_step_moves_the_right_way() -> None:
     losses.eikonal(gradient).backward()
     assert gradient.grad is not None
     assert gradient.grad[0, 0] < 0 < gradient.grad[1, 0]
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_only_the_rows_to_keep_count(name: str) -> None:
+    values = torch.rand(7, 3)
+    keep = torch.tensor([True, False, True, True, False, True, False])
+    poisoned = torch.where(keep[:, None], values, torch.nan)
+    targets = {"rgb_l1", "rgb_l2", "rgb_charbonnier"}
+
+    def term(rows: Tensor, kept: Tensor | None) -> Tensor:
+        if name in targets:
+            return getattr(losses, name)(rows, torch.full_like(rows, 0.25), kept)
+        if name == "eikonal":
+            return losses.eikonal(rows, kept)
+        if name == "mask_bce":
+            return losses.mask_bce(rows[:, 0], torch.ones_like(rows[:, 0]), kept)
+        if name == "sparsity":
+            return losses.sparsity(rows[:, 0], 20.0, kept)
+        return losses.opacity_entropy(rows[:, 0], kept)
+
+    torch.testing.assert_close(term(poisoned, keep), TERMS[name](values[keep]))
+    assert float(term(values, torch.zeros(7, dtype=torch.bool))) == 0.0

@@ -20,7 +20,8 @@ from tiny import (
 
 from process_data.batches import RayBatches
 from systems import checkpoint, trainer
-from systems.trainer import composite_masked, describe_losses, next_num_rays
+from systems.step import composite_masked
+from systems.trainer import describe_losses, next_num_rays
 
 # Interruptions
 

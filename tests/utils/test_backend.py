@@ -1,7 +1,9 @@
 """Choice of implementation and device, seeds, and the number of threads."""
 
+import importlib.util
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -104,3 +106,46 @@ def test_threads_follow_the_user_then_the_quota(tmp_path: Path, monkeypatch: pyt
     for text, cores in [("max 100000", 8), ("150000 100000", 2), ("1600000 100000", 8), ("1000 100000", 1)]:
         quota.write_text(text)
         assert backend._granted_cores(quota) == cores
+
+
+def test_memory_is_limited_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend.limit_memory(CPU, None)
+    with pytest.raises(BackendError, match=r"^--vram: is about a GPU's memory, this run uses cpu; leave it"):
+        backend.limit_memory(CPU, 8)
+    limits = []
+    card = SimpleNamespace(total_memory=16 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *args: limits.append(args[0]))
+    for gib in (4, 8, 24):
+        backend.limit_memory(torch.device("cuda"), gib)
+    assert limits == [0.25, 0.5, 1.0]
+
+
+def test_old_gpus_are_refused_with_what_runs_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    gpu = torch.device("cuda")
+    for capability, least, reason in [
+        ((7, 5), (7, 0), None),
+        ((9, 0), (8, 0), None),
+        (
+            (7, 5),
+            (8, 0),
+            "this GPU has compute capability 7.5, the kernels need 8.0: use backend reference",
+        ),
+        ((6, 1), (7, 0), "this GPU has compute capability 6.1, the kernels need 7.0: use backend reference"),
+    ]:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, has=capability: has)
+        assert backend.available_on_gpu(gpu, least) == reason
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install triton" in str(backend.available_on_gpu(gpu))
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert backend.available_on_gpu(CPU) == "Triton kernels need a GPU, this run uses the cpu"
+
+
+def test_generators_of_another_kind_of_device_stay_as_they_are() -> None:
+    generator, other = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
+    backend.restore_generator(generator, other.get_state())
+    assert torch.equal(generator.get_state(), other.get_state())
+    # A GPU's state has sixteen bytes.
+    backend.restore_generator(generator, torch.zeros(16, dtype=torch.uint8))
+    assert torch.equal(generator.get_state(), other.get_state())

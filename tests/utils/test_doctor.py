@@ -38,11 +38,11 @@ def test_table_says_what_is_there() -> None:
 def test_absent_tools_come_with_their_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     table, _, remedies = doctor().partition("\n\n")
-    for name in ("pycolmap", "rembg", "lpips", "ffmpeg"):
+    for name in ("pycolmap", "rembg", "lpips", "ffmpeg", "nerfacc"):
         line = next(line for line in table.splitlines() if line.startswith(name))
         assert line.split()[1] == "absent"
         assert f"  {name}: pip install" in remedies
-    assert len(remedies.splitlines()) == 5
+    assert len(remedies.splitlines()) == 8
 
 
 def test_present_tools_have_no_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def test_broken_installations_are_told_not_raised(monkeypatch: pytest.MonkeyPatc
 def test_optional_packages_are_not_imported() -> None:
     program = (
         "import sys; from utils.doctor import doctor; print(doctor()); "
-        "assert not {'nerfacc', 'tinycudann', 'rembg', 'lpips', 'pycolmap'} & set(sys.modules)"
+        "assert not {'nerfacc', 'tinycudann', 'triton', 'rembg', 'lpips', 'pycolmap'} & set(sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False

@@ -15,8 +15,13 @@ from utils import extraction
 from utils.errors import ExportError
 from utils.extraction import extract_surface
 from utils.marching_cubes import march_bricks, marching_table
+from utils.memory import Chunks
 from utils.mesh import mesh_report
 from utils.types import TriangleMesh
+
+
+def points_at_once(size: int) -> Chunks:
+    return Chunks("points", size, "export.chunk")
 
 
 def sphere(
@@ -138,10 +143,10 @@ def test_batches_leave_no_trace(resolution: int, monkeypatch: pytest.MonkeyPatch
         return (positions.double() ** 2).sum(dim=1).float() - 0.2
 
     whole = extract_surface(field, resolution)
-    assert same(whole, extract_surface(field, resolution, chunk=777))
+    assert same(whole, extract_surface(field, resolution, chunks=points_at_once(777)))
     monkeypatch.setattr(extraction, "CELLS_AT_ONCE", 50)
     monkeypatch.setattr(extraction, "COARSE_CELLS", 2)
-    pieces = extract_surface(field, resolution, chunk=999)
+    pieces = extract_surface(field, resolution, chunks=points_at_once(999))
     assert same(whole, pieces)
     assert mesh_report(pieces)["boundary_edges"] == 0
 
@@ -192,7 +197,7 @@ def test_only_the_neighbourhood_of_the_surface_is_evaluated():
         assert len(positions) <= 5000
         return sphere(positions)
 
-    extract_surface(counted, 200, chunk=5000)
+    extract_surface(counted, 200, chunks=points_at_once(5000))
     assert count < 0.15 * 201**3
 
 

@@ -1,0 +1,482 @@
+"""Steps over buffers of fixed size: the same numbers as packed ones, and nothing that a host waits for."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers_triton import DEVICE, needs_triton
+from test_resume import differences
+from tiny import (
+    WITHOUT_MASKS,
+    before_step,
+    history,
+    new_trainer,
+    parameters_of,
+    raiser,
+    resumed_trainer,
+    same_tensors,
+    tiny_config,
+    tiny_model,
+    tiny_scene,
+)
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from process_data.batches import RayBatches
+from systems import checkpoint, device_step
+from systems.device_step import DeviceStep, StepGraphs
+from systems.neus import NeuSSystem
+from systems.step import weighted_sum
+from systems.trainer import Trainer
+from utils.errors import TrainingError
+from utils.types import Batch, Budget, RenderOutput
+
+FIXED = "trainer.buffers=fixed"
+SMALL = ("model.occupancy.resolution=6", "model.background.num_samples=4", "trainer.max_rays=16")
+"""For Triton's interpreter, which takes a while."""
+ON_GPU_CODE = pytest.param("cuda", marks=needs_triton)
+
+
+def device_step_of(training: Trainer) -> DeviceStep:
+    assert training.device_step is not None
+    return training.device_step
+
+
+# Against packed buffers
+
+
+def render_and_differentiate(
+    overrides: tuple[str, ...], batch: Batch, budget: Budget | None, backend: str
+) -> tuple[RenderOutput, dict[str, Tensor], dict[str, Tensor]]:
+    """Render, loss terms and gradients of all parameters, with or without a budget."""
+    every_term = "system.loss={opacity: 0.1, sparsity: 0.1, rgb_l2: 1.0, rgb_charbonnier: 1.0}"
+    config = tiny_config(*overrides, f"model.backend={backend}", every_term)
+    scene = tiny_scene(*overrides)
+    model = tiny_model(config, scene)
+    system = NeuSSystem(config.system, model.num_levels, scene.masks is not None)
+    progress = system.progress_at(0.5)
+    render = model.render(batch.rays, progress, torch.ones(3), None, budget)
+    terms = system.loss_terms(render, batch, progress)
+    weighted_sum(terms, progress.loss_weights).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return render, terms, gradients
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference", ON_GPU_CODE])
+@pytest.mark.parametrize("overrides", [(), WITHOUT_MASKS], ids=["masks", "background"])
+@pytest.mark.parametrize("prunes", [True, False], ids=["pruned", "all"])
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="compares backends of the CPU")
+def test_same_numbers_as_packed(overrides: tuple[str, ...], backend: str, prunes: bool) -> None:
+    if not prunes:
+        overrides = (*overrides, "model.min_transmittance=0")
+    batch = RayBatches(tiny_scene(*overrides), seed=0).draw(24)
+    packed, terms, gradients = render_and_differentiate(overrides, batch, None, "cpu")
+    budget = Budget(torch.tensor(24), marched=1500, rendered=1100)
+    padded, fixed_terms, fixed_gradients = render_and_differentiate(overrides, batch, budget, backend)
+    assert padded.is_served is not None
+    assert padded.is_served.all()
+    assert (int(padded.num_rays), int(padded.num_samples)) == (24, packed.num_samples)
+    assert int(padded.num_marched) == packed.num_marched
+    assert len(padded.sdf) == 1100
+    for name in ("rgb", "opacity", "depth", "normal"):
+        torch.testing.assert_close(getattr(padded, name), getattr(packed, name), rtol=1e-4, atol=1e-5)
+    assert fixed_terms.keys() == terms.keys()
+    for name, term in terms.items():
+        torch.testing.assert_close(fixed_terms[name], term, rtol=1e-4, atol=1e-6)
+    assert fixed_gradients.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        scale = float(gradient.abs().max())
+        torch.testing.assert_close(
+            fixed_gradients[name], gradient, rtol=1e-3, atol=1e-4 * scale, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize(
+    ("num_rays", "marched", "rendered"),
+    [(24, 150, 100), (24, 80, 400), (7, 1500, 1100), (0, 1500, 1100), (24, 3, 2)],
+    ids=["few rendered", "few marched", "few rays", "no rays", "no room"],
+)
+@pytest.mark.parametrize("overrides", [(), WITHOUT_MASKS], ids=["masks", "background"])
+def test_rays_without_room_have_no_part(
+    overrides: tuple[str, ...], num_rays: int, marched: int, rendered: int
+) -> None:
+    batch = RayBatches(tiny_scene(*overrides), seed=0).draw(24)
+    budget = Budget(torch.tensor(num_rays), marched, rendered)
+    render, terms, gradients = render_and_differentiate(overrides, batch, budget, "cpu")
+    assert render.is_served is not None
+    served = int(render.is_served.sum())
+    assert served <= num_rays
+    if num_rays == 24:
+        assert served < 24
+    assert int(render.num_marched) <= marched
+    assert int(render.num_samples) <= rendered
+    assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
+    if served == 0:
+        assert all(float(term.detach()) == 0.0 for term in terms.values())
+        return
+    chosen = render.is_served.nonzero().squeeze(1)
+    rays = batch.rays
+    some = Batch(
+        replace(
+            rays,
+            origins=rays.origins[chosen],
+            directions=rays.directions[chosen],
+            near=rays.near[chosen],
+            far=rays.far[chosen],
+            camera_indices=rays.camera_indices[chosen],
+        ),
+        batch.rgb[chosen],
+        None if batch.mask is None else batch.mask[chosen],
+    )
+    _, expected, expected_gradients = render_and_differentiate(overrides, some, None, "cpu")
+    for name, term in expected.items():
+        torch.testing.assert_close(terms[name], term, rtol=1e-4, atol=1e-6)
+    for name, gradient in expected_gradients.items():
+        scale = float(gradient.abs().max())
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-4 * scale + 1e-9)
+
+
+# Training
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [(), ("trainer.foreground_share=0.5", "trainer.optimizer.clip_norm=0.1"), WITHOUT_MASKS],
+    ids=["masks", "clipped", "background"],
+)
+def test_resume_is_exact(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    overrides = (*overrides, FIXED, "trainer.max_steps=40")
+    straight = new_trainer(tmp_path / "straight", *overrides)
+    straight.train()
+    first = new_trainer(tmp_path / "broken", *overrides)
+    before_step(first, 20, raiser(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    second = resumed_trainer(first, *overrides)
+    second.train()
+    states = [checkpoint.load(run.run.checkpoints / "last.pth") for run in (straight, second)]
+    for state in states:
+        del state["train_seconds"], state["random"]
+    assert differences(*states) == []
+
+
+def test_a_run_moves_between_packed_and_fixed_buffers(tmp_path: Path) -> None:
+    first = new_trainer(tmp_path, "trainer.max_steps=10")
+    first.train()
+    second = resumed_trainer(first, "trainer.max_steps=20", FIXED)
+    assert same_tensors(parameters_of(first), parameters_of(second))
+    moments = second.optimizer.state_dict()["state"][0]
+    assert torch.equal(moments["exp_avg"], first.optimizer.state_dict()["state"][0]["exp_avg"])
+    second.train()
+    third = resumed_trainer(second, "trainer.max_steps=30")
+    third.train()
+    assert third.step == 30
+    assert int(third.optimizer.state_dict()["state"][0]["step"]) == 30
+    assert history(third.run)["step"] == [str(step) for step in range(1, 31)]
+
+
+def test_rays_follow_the_budget(tmp_path: Path) -> None:
+    options = (FIXED, "trainer.samples_per_step=900", "trainer.max_rays=400", "trainer.lookahead=3")
+    training = new_trainer(tmp_path, *options)
+    records = []
+    for _ in range(80):
+        records.append(training.train_step())
+        training.step += 1
+    assert all(record.num_samples <= 900 and record.num_marched <= 2700 for record in records)
+    fill = [max(record.num_samples / 900, record.num_marched / 2700) for record in records[-30:]]
+    assert 0.85 < sum(fill) / len(fill) <= 1.0
+    assert training.config.initial_rays < records[-1].num_rays <= 400
+
+
+def test_training_learns_and_terms_come_and_go(tmp_path: Path) -> None:
+    options = ("trainer.max_steps=120", "trainer.samples_per_step=1024")
+    training = new_trainer(tmp_path, FIXED, *options, "system.loss.sparsity=[[0,0],[0.5,0],[0.6,0.01]]")
+    surface = 0.5 * torch.nn.functional.normalize(torch.randn(500, 3), dim=1)
+
+    def distance() -> float:
+        progress = training.system.progress_at(training.fraction_done())
+        return float(training.model.query_sdf(surface, progress).abs().mean())
+
+    before = distance()
+    training.train()
+    # The sphere starts with radius 0.4 and is 0.5 in the photographs.
+    assert before == pytest.approx(0.1, abs=0.02)
+    assert distance() < 0.03
+    sparsity = [float(value) for value in history(training.run)["sparsity"]]
+    assert sparsity[50] == 0.0
+    assert sparsity[-1] > 0.0
+
+
+# Bad steps
+
+
+def poison(training: Trainer, bad_calls: range, kind: str) -> None:
+    compute, calls = training.system.loss_terms, iter(range(10**9))
+
+    def loss_terms(*arguments: Any) -> dict[str, Tensor]:
+        terms = compute(*arguments)
+        if next(calls) not in bad_calls:
+            return terms
+        if kind == "gradient":
+            zero = 0.0 * next(training.model.parameters()).sum()
+            return {**terms, "rgb_l1": terms["rgb_l1"] + zero.sqrt()}
+        return {**terms, kind: terms[kind] * torch.nan}
+
+    vars(training.system)["loss_terms"] = loss_terms
+
+
+@pytest.mark.parametrize("kind", ["eikonal", "rgb_l1", "gradient"])
+def test_a_bad_step_changes_nothing(tmp_path: Path, kind: str) -> None:
+    training = new_trainer(tmp_path, FIXED)
+    poison(training, range(3, 5), kind)
+    for step in range(6):
+        before = parameters_of(training)
+        record = training.train_step()
+        training.step += 1
+        assert record.finite == (step not in (3, 4))
+        assert same_tensors(before, parameters_of(training)) != record.finite
+        assert int(device_step_of(training).bad_steps) == {3: 1, 4: 2}.get(step, 0)
+
+
+def test_many_bad_steps_roll_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = ("trainer.max_steps=20", "trainer.checkpoint_every=10", "trainer.max_bad_steps=3")
+    training = new_trainer(tmp_path, FIXED, *options)
+    poison(training, range(14, 17), "eikonal")
+    with caplog.at_level(logging.WARNING):
+        training.train()
+    assert (training.step, training.rollbacks, training.bad_steps) == (20, 1, 0)
+    assert "step 14 skipped: eikonal is not finite (1 in a row)" in caplog.text
+    assert "ckpt_000010.pth (1 of 3)" in caplog.text
+
+
+def test_roll_backs_that_do_not_help_end_the_run(tmp_path: Path) -> None:
+    options = ("trainer.max_steps=50", "trainer.checkpoint_every=5", "trainer.max_bad_steps=2")
+    training = new_trainer(tmp_path, FIXED, *options)
+    poison(training, range(7, 1000), "gradient")
+    with pytest.raises(TrainingError, match="a gradient is not finite in 2 steps in a row"):
+        training.train()
+    assert training.rollbacks == 3
+
+
+# Out of memory
+
+
+def test_out_of_memory_halves_the_budget_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    training = new_trainer(tmp_path, FIXED, "trainer.max_steps=12")
+    before_step(training, 5, lambda: starve(training, above=200))
+    with caplog.at_level(logging.WARNING):
+        training.train()
+    assert training.step == 12
+    assert device_step_of(training).budget.rendered == 128
+    lines = [entry.getMessage() for entry in caplog.records if "out of memory" in entry.getMessage()]
+    assert lines == ["step 5: out of memory; going on with 128 samples a step instead of twice as many"]
+    assert all(int(samples) <= 128 for samples in history(training.run)["samples"][5:])
+
+
+def test_out_of_memory_twice_ends_the_run(tmp_path: Path) -> None:
+    training = new_trainer(tmp_path, FIXED, "trainer.max_steps=12")
+    before_step(training, 5, lambda: starve(training, above=100))
+    with pytest.raises(TrainingError, match=r"step 5: out of memory; set trainer\.samples_per_step"):
+        training.train()
+
+
+def test_out_of_memory_with_packed_buffers_says_what_to_lower(tmp_path: Path) -> None:
+    training = new_trainer(tmp_path)
+    before_step(training, 2, raiser(torch.OutOfMemoryError("CUDA out of memory")))
+    with pytest.raises(TrainingError, match=r"trainer\.samples_per_step"):
+        training.train()
+
+
+def starve(training: Trainer, above: int) -> None:
+    """From now on rendering into buffers above some size runs out of memory."""
+    render = training.model.render
+
+    def starving(*arguments: Any) -> RenderOutput:
+        if arguments[-1].rendered > above:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return render(*arguments)
+
+    vars(training.model)["render"] = starving
+
+
+# Nothing waits
+
+
+class NoWaiting(TorchDispatchMode):
+    """Raises at operations for which a host waits for the device, or whose result's shape hangs on data."""
+
+    FORBIDDEN = (
+        *("_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "equal"),
+        *("unique", "_unique2", "repeat_interleave.Tensor", "bincount", "allclose"),
+    )
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func).removeprefix("aten.")
+        assert name not in self.FORBIDDEN, name
+        assert name.partition(".")[0] not in self.FORBIDDEN, name
+        if name in ("index.Tensor", "index_put_.default", "index_put.default", "_index_put_impl_.default"):
+            indices = [index for index in args[1] if index is not None]
+            assert not any(index.dtype in (torch.bool, torch.uint8) for index in indices), name
+        return func(*args, **(kwargs or {}))
+
+
+@needs_triton
+@pytest.mark.parametrize("overrides", [(), WITHOUT_MASKS], ids=["masks", "background"])
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="a GPU checks this itself, see benchmarks/engine.py")
+def test_a_step_waits_for_nothing(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    training = new_trainer(
+        *(tmp_path, FIXED, "model.backend=cuda", *overrides),
+        *(*SMALL, "trainer.samples_per_step=40", "trainer.optimizer.clip_norm=1.0"),
+    )
+    training.train_step()
+    step = device_step_of(training)
+    progress = training.system.progress_at(0.5)
+    live = step._upload(progress, training.learning_rates())
+    with NoWaiting():
+        step._step(live)
+    # What it would find.
+    with pytest.raises(AssertionError, match="nonzero"), NoWaiting():
+        torch.ones(3).nonzero()
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoWaiting():
+        float(torch.ones(()))
+    with pytest.raises(AssertionError, match="index"), NoWaiting():
+        torch.ones(3)[torch.ones(3) > 0]
+
+
+@needs_triton
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="compares the interpreter with the CPU's kernels")
+@pytest.mark.parametrize("overrides", [(), WITHOUT_MASKS], ids=["masks", "background"])
+def test_the_kernels_of_a_gpu_train_alike(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    """Some steps with the Triton kernels end where the same steps with the CPU's end."""
+    losses, parameters = [], []
+    for backend in ("cpu", "cuda"):
+        training = new_trainer(
+            *(tmp_path / backend, FIXED, f"model.backend={backend}", *overrides),
+            *(*SMALL, "trainer.samples_per_step=40", "trainer.optimizer.warmup_steps=0"),
+        )
+        found = []
+        for _ in range(3):
+            found.append(float(training.train_step().loss))
+            training.step += 1
+        losses.append(found)
+        parameters.append(parameters_of(training))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    # Adam's first steps hang on the gradients' signs alone, and near zero these are chance.
+    for name, parameter in parameters[0].items():
+        assert (parameters[1][name] - parameter).abs().mean() < 1e-3, name
+
+
+# Recording
+
+
+class FakeCuda:
+    """Stands in for CUDA's streams and graphs: recording runs a function, replaying runs it again."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[str] = []
+        self.recording: Any = None
+        outer = self
+
+        class Stream:
+            def wait_stream(self, other: Any) -> None:
+                outer.log.append("wait")
+
+        class Graph:
+            def __init__(self) -> None:
+                self.generators: list[Any] = []
+
+            def register_generator_state(self, generator: Any) -> None:
+                self.generators.append(generator)
+
+            def pool(self) -> str:
+                return "pool"
+
+            def replay(self) -> None:
+                outer.log.append("replay")
+
+        @contextmanager
+        def aside(stream: Any) -> Iterator[None]:
+            outer.log.append("aside")
+            yield
+
+        @contextmanager
+        def capture(graph: Any, pool: Any, stream: Any) -> Iterator[None]:
+            outer.log.append(f"record({pool}, {len(graph.generators)} generators)")
+            yield
+
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream())
+        monkeypatch.setattr(torch.cuda, "stream", aside)
+        monkeypatch.setattr(torch.cuda, "graph", capture)
+        monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
+
+
+def test_a_step_is_recorded_once_per_kind_and_then_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCuda(monkeypatch)
+    graphs = StepGraphs(torch.device("cuda"), [torch.Generator(), torch.Generator()])
+    result = torch.zeros(2)
+    calls = []
+
+    def step() -> Tensor:
+        calls.append(1)
+        return result
+
+    for _ in range(device_step._WARMUP + 3):
+        graphs.run("a", step)
+    # Three steps for real, one that is only recorded, and no call after that.
+    assert len(calls) == device_step._WARMUP + 1
+    assert [entry for entry in fake.log if entry != "wait"] == [
+        *["aside"] * device_step._WARMUP,
+        *("record(None, 2 generators)", "replay", "replay", "replay"),
+    ]
+    replayed = graphs.run("a", step)
+    result += 1
+    assert torch.equal(replayed, torch.zeros(2)), "a replay's result must outlive the next one"
+    fake.log.clear()
+    for _ in range(device_step._WARMUP + 1):
+        graphs.run("b", step)
+    assert [entry for entry in fake.log if entry != "wait"] == [
+        *["aside"] * device_step._WARMUP,
+        *("record(pool, 2 generators)", "replay"),
+    ]
+
+
+def test_without_recording_every_call_is_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCuda(monkeypatch)
+    for device, records in (("cuda", False), ("cpu", True)):
+        graphs = StepGraphs(torch.device(device), [], records)
+        calls: list[int] = []
+
+        def step(calls: list[int] = calls) -> Tensor:
+            calls.append(1)
+            return torch.zeros(1)
+
+        for _ in range(7):
+            graphs.run("a", step)
+        assert len(calls) == 7
+
+
+def test_a_step_of_another_kind_is_recorded_anew(tmp_path: Path) -> None:
+    """Terms that start or stop, and a background that begins to learn, change what a step does."""
+    training = new_trainer(
+        *(tmp_path, FIXED, *WITHOUT_MASKS, "model.background.wait=0.3"),
+        "system.loss.sparsity=[[0,0],[0.5,0],[0.6,0.01]]",
+    )
+    keys: list[Any] = []
+    step = device_step_of(training)
+    run = step._graphs.run
+
+    def remember(key: Any, function: Any) -> Tensor:
+        keys.append(key)
+        return run(key, function)
+
+    vars(step._graphs)["run"] = remember
+    for fraction in (0.0, 0.2, 0.4, 0.55, 0.9):
+        step(training.system.progress_at(fraction), training.learning_rates())
+    assert [keys.index(key) for key in keys] == [0, 0, 2, 3, 3]
