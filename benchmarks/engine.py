@@ -6,6 +6,7 @@ python benchmarks/engine.py phases         milliseconds of each phase of a step,
 python benchmarks/engine.py backends       each operation's implementations in alternation
 python benchmarks/engine.py time-to-psnr   [--config confs/neus-blender.yaml --data DIR] [--steps 20000]
 python benchmarks/engine.py profile        the kernels that take the most time, and a trace
+python benchmarks/engine.py vram           run.py --vram 4, 8, 12, 24: train, render, mesh under each cap
 python benchmarks/engine.py all            all of these, one process each; below 25 minutes on an H100
 
 Tables are printed as they grow and written to --out as Markdown and JSON. Without a GPU sizes are tiny and
@@ -25,10 +26,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TQDM_DISABLE", "1")  # bars would be drawn over the tables
-# Read by Triton when a kernel is defined.
-if not Path("/dev/nvidiactl").exists():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import torch
+
+# Read by Triton when a kernel is defined.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from benchmarks.engine_backends import run_backends
 from benchmarks.engine_checks import run_checks
@@ -36,9 +39,10 @@ from benchmarks.engine_phases import run_phases, run_profile
 from benchmarks.engine_tools import FULL, ROOT, SYNTHETIC, TINY, Report
 from benchmarks.engine_training import run_time_to_psnr
 from utils.backend import resolve_device, set_cpu_threads
+from utils.command_line import VRAM
 from utils.errors import UserError
 
-_COMMANDS = ("check", "phases", "backends", "time-to-psnr", "profile")
+_COMMANDS = ("check", "phases", "backends", "time-to-psnr", "profile", "vram")
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -89,6 +93,8 @@ def _run(args: argparse.Namespace) -> int:
                 run_phases(report, sizes, device, *args.overrides)
             elif args.command == "backends":
                 run_backends(report, sizes, device)
+            elif args.command == "vram":
+                passed = run_under_caps(report, device, args.out, *args.overrides)
             elif args.command == "profile":
                 run_profile(report, sizes, device, *args.overrides)
             else:
@@ -103,6 +109,23 @@ def _run(args: argparse.Namespace) -> int:
             report.write()
     print(f"{args.command}: {time.perf_counter() - start:.0f} s", flush=True)
     return 0 if passed else 1
+
+
+def run_under_caps(report: Report, device: torch.device, out: Path, *overrides: str) -> bool:
+    """Train, render, measure and mesh the embedded scene under each cap on the GPU's memory.
+
+    Without a GPU, where there is nothing to cap, once without.
+    """
+    table = report.table("Under a cap on the GPU's memory", "cap, GiB", "exit code", "seconds")
+    codes = []
+    for cap in VRAM if device.type == "cuda" else (None,):
+        options = [] if cap is None else ["--vram", str(cap)]
+        start = time.perf_counter()
+        command = [sys.executable, "run.py", "--config", SYNTHETIC, "--train", "--test", *options]
+        command += ["--device", device.type, "--outputs_dir", str(out / "runs"), *overrides]
+        codes.append(subprocess.run(command, cwd=ROOT, check=False).returncode)
+        table.add("none" if cap is None else cap, codes[-1], time.perf_counter() - start)
+    return not any(codes)
 
 
 @contextlib.contextmanager

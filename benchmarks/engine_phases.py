@@ -12,6 +12,7 @@ two for each weight and sample; interpolation, activations and sums are small be
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +207,9 @@ def phases_of(trainer: Trainer) -> list[Phase]:
     render = model.render(batch.rays, progress, background, trainer.generator, budget)
 
     def run_losses() -> Tensor:
-        return weighted_sum(trainer.system.loss_terms(render, batch, progress), progress.loss_weights)
+        field = partial(model.query_field, progress=progress)
+        terms = trainer.system.loss_terms(render, batch, progress, field, trainer.generator)
+        return weighted_sum(terms, progress.loss_weights)
 
     judgement = trainer.forward(progress, device_step.max_rays, budget)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

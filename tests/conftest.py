@@ -6,12 +6,12 @@ from pathlib import Path
 # Spinning OpenMP threads slow each other down on a busy machine. libgomp reads this when PyTorch loads it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# Without a GPU Triton kernels run in its interpreter; Triton reads this when a kernel is defined.
-if not Path("/dev/nvidiactl").exists():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
 import pytest
 import torch
+
+# Without a GPU Triton kernels run in its interpreter; Triton reads this when a kernel is defined.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from utils.backend import seed_everything
 

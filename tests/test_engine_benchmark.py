@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,3 +154,24 @@ def test_bad_input_is_one_line(
 ) -> None:
     assert run(engine, tmp_path, "time-to-psnr", "dataset.holdout=0") == 2
     assert "no held-out views; add dataset.holdout=8" in capsys.readouterr().err
+
+
+def test_caps_on_memory_report_what_run_py_says(
+    engine: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+
+    def finish(command: list[str], **_: Any) -> Any:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 3 if "trainer.max_steps=7" in command else 0)
+
+    monkeypatch.setattr(engine.subprocess, "run", finish)
+    assert run(engine, tmp_path, "vram") == 0
+    assert run(engine, tmp_path, "vram", "trainer.max_steps=7") == 1
+    assert "--vram" not in commands[0]
+    (rows,) = tables_of(tmp_path, "vram").values()
+    assert [(row["cap, GiB"], row["exit code"]) for row in rows] == [("none", 3)]
+    report = engine.Report("vram", torch.device("cpu"), tmp_path)
+    assert engine.run_under_caps(report, torch.device("cuda"), tmp_path)
+    caps = [command[command.index("--vram") + 1] for command in commands[2:]]
+    assert caps == ["4", "8", "12", "24"]
