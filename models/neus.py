@@ -214,14 +214,15 @@ class NeuS(nn.Module):
             behind = self.background(rays, generator, None if budget is None else budget.num_rays)
             if self.stage(progress):
                 behind = torch.where((rays.far > rays.near)[:, None], behind.detach(), behind)
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and progress.learns_from_geometry):
             geometry = torch.cat([normal, samples.t_middle[:, None]], dim=1)
-            seen = accumulate(weights.detach(), geometry.detach(), samples.offsets, self.backends.compositing)
+            seen = accumulate(weights, geometry, samples.offsets, self.backends.compositing)
         return RenderOutput(
             rgb=pixels[:, :3] + (1.0 - opacity[:, None]) * behind,
             opacity=opacity,
             depth=seen[:, 3],
             normal=seen[:, :3],
+            positions=positions,
             sdf=sdf,
             gradient=gradient,
             weights=weights,
@@ -264,6 +265,13 @@ class NeuS(nn.Module):
         if count is not None:
             return self.sdf_field.sdf(positions, progress.active_levels, count)
         return _in_chunks(lambda chunk: self.sdf_field.sdf(chunk, progress.active_levels), positions)
+
+    def query_field(
+        self, positions: Float[Tensor, "P 3"], progress: Progress
+    ) -> tuple[Float[Tensor, " P"], Float[Tensor, "P 3"]]:
+        """Signed distance and gradient, differentiable in the parameters: for losses off the rays."""
+        outputs, gradient = self.sdf_field(positions, progress.active_levels)
+        return outputs[:, 0], gradient
 
     @torch.no_grad()
     def query_gradient(self, positions: Float[Tensor, "P 3"], progress: Progress) -> Float[Tensor, "P 3"]:

@@ -7,17 +7,34 @@ uninterrupted one would have seen.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, Int32, Int64
+from jaxtyping import Float, Float16, Float32, Int32, Int64
 from torch import Tensor
 
 from process_data.cameras import RayGenerator, image_rays
 from utils.backend import restore_generator
 from utils.errors import ConfigError
 from utils.types import Batch, ImageStack, Scene
+
+
+@dataclass(frozen=True)
+class Priors:
+    """What batches bring along beside colours and masks; what is ``None`` costs nothing."""
+
+    depth: str | None = None
+    """Config key of the loss term that compares depths."""
+    normal: str | None = None
+    """Config key of the loss term that compares normals."""
+    points: str | None = None
+    """Config key of the loss term that looks at structure-from-motion points."""
+    points_per_batch: int = 512
+    """So many points are drawn, with replacement."""
+    max_error: float = 1.5
+    """Largest mean reprojection error of a point, pixels, where it is known."""
 
 
 class RayBatches:
@@ -31,9 +48,11 @@ class RayBatches:
         foreground_fraction: share of the rays, 0..1, that is drawn from the masks only; the rest is uniform.
         foreground_margin: pixels by which the masks are widened for this, so that silhouettes are seen from
             both sides.
+        priors: what batches bring along beside colours and masks.
 
     Raises:
-        ConfigError: ``foreground_fraction`` is out of range, or above 0 without masks.
+        ConfigError: ``foreground_fraction`` is out of range, or above 0 without masks; the scene does not
+            have what ``priors`` asks for, or is warped (``dataset.ndc``).
         ValueError: ``indices`` is empty or names a view that does not exist.
     """
 
@@ -45,6 +64,7 @@ class RayBatches:
         seed: int = 0,
         foreground_fraction: float = 0.0,
         foreground_margin: int = 8,
+        priors: Priors | None = None,
     ) -> None:
         views = torch.tensor(scene.train_indices if indices is None else list(indices), dtype=torch.int64)
         if len(views) == 0 or int(views.min()) < 0 or int(views.max()) >= len(scene.images):
@@ -65,7 +85,7 @@ class RayBatches:
         ends = counts.cumsum(0)
         starts = ends - counts
         self.num_pixels = int(ends[-1])
-        self._foreground: Int32[Tensor, " K"] | None = None
+        self._foreground: Int32[Tensor, " K"] | Int64[Tensor, " K"] | None = None
         if foreground_fraction > 0.0:
             found = _foreground_positions(scene.masks, views, starts, foreground_margin)
             self._foreground = found.to(self.device)
@@ -79,6 +99,18 @@ class RayBatches:
         self._mask = None if scene.masks is None else scene.masks.pixels[:, 0].to(self.device)
         self._ray_generator = RayGenerator.from_cameras(scene.cameras, self.device)
 
+        self.priors = Priors() if priors is None else priors
+        self._rotations = scene.cameras.c2w[:, :, :3].to(self.device)
+        self._world_scale = float(torch.linalg.det(scene.world_from_scene[:3, :3])) ** (1 / 3)
+        self._depth = self._normal = self._points = None
+        if self.priors.depth is not None:
+            self._depth = _prior_map(scene, scene.depths, self.priors.depth, "depth").to(self.device)
+        if self.priors.normal is not None:
+            self._normal = _prior_map(scene, scene.normals, self.priors.normal, "normal").to(self.device)
+        if self.priors.points is not None:
+            self._points = _sparse_points(scene, views, self.priors.points, self.priors.max_error)
+            self._points = self._points.to(self.device)
+
     def draw(self, num_rays: int) -> Batch:
         """Draw a batch of ``num_rays`` rays through pixel centres (with replacement)."""
         positions = self._draw_positions(num_rays)
@@ -89,7 +121,25 @@ class RayBatches:
         flat = positions + self._shifts[slot]
         rgb = self._rgb.index_select(0, flat).float() / 255.0
         mask = None if self._mask is None else self._mask.index_select(0, flat).float() / 255.0
-        return Batch(self._ray_generator.rays(self._views[slot], pixels), rgb, mask)
+        views = self._views[slot]
+        batch = Batch(self._ray_generator.rays(views, pixels), rgb, mask)
+        return self._with_priors(batch, views, flat)
+
+    def _with_priors(self, batch: Batch, views: Int64[Tensor, " R"], flat: Int64[Tensor, " R"]) -> Batch:
+        """Add what the priors say about the pixels at ``flat`` of the scene's buffers."""
+        if self._depth is not None:
+            depth = self._depth.index_select(0, flat)[:, 0].float() / self._world_scale
+            axes = self._rotations[:, :, 2].index_select(0, views)
+            batch = replace(batch, depth=depth, axis_cosine=(batch.rays.directions * axes).sum(dim=1))
+        if self._normal is not None:
+            local = self._normal.index_select(0, flat).float()
+            normal = (self._rotations.index_select(0, views) * local[:, None]).sum(dim=2)
+            # Half precision is short of unit length by up to a thousandth.
+            batch = replace(batch, normal=torch.nn.functional.normalize(normal, dim=1))
+        if self._points is not None:
+            chosen = self._integers(len(self._points), self.priors.points_per_batch)
+            batch = replace(batch, points=self._points.index_select(0, chosen))
+        return batch
 
     def _draw_positions(self, num_rays: int) -> Int64[Tensor, " R"]:
         """Draw positions in 0..num_pixels-1; every stretch of the batch has its share of the foreground."""
@@ -116,24 +166,63 @@ class RayBatches:
 
 def _foreground_positions(
     masks: ImageStack | None, views: Int64[Tensor, " N"], starts: Int64[Tensor, " N"], margin: int
-) -> Int32[Tensor, " K"]:
+) -> Int32[Tensor, " K"] | Int64[Tensor, " K"]:
     """List the positions of the pixels in the widened masks of the chosen views, counted from ``starts``."""
     if masks is None:
         raise ConfigError(
             "trainer.foreground_share", "the scene has no masks", "set dataset.apply_mask=true, or 0 here"
         )
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin + 1, 2 * margin + 1))
+    # Four bytes instead of eight, where they reach: DTU at full size has 30 million foreground pixels.
+    num_pixels = int(starts[-1]) + int(masks.size[views[-1]].prod())
+    kind = np.int32 if num_pixels < 2**31 else np.int64
     found = []
     for view, start in zip(views.tolist(), starts.tolist(), strict=True):
         widened = cv2.dilate(masks.image(view)[..., 0].numpy(), kernel)
-        # Four bytes a pixel instead of eight: DTU at full size has 30 million foreground pixels.
-        found.append((np.flatnonzero(widened) + start).astype(np.int32))
+        found.append((np.flatnonzero(widened) + start).astype(kind))
     positions = torch.from_numpy(np.concatenate(found))
     if len(positions) == 0:
         raise ConfigError(
             "trainer.foreground_share", "the masks of all training views are black", "set it to 0"
         )
     return positions
+
+
+def _refuse_warped(scene: Scene, key: str) -> None:
+    if scene.cameras.ndc is not None:
+        what = "what was measured in the world cannot be compared in the space that dataset.ndc warps"
+        raise ConfigError(key, what, "set it to 0, or dataset.ndc=false")
+
+
+def _prior_map(scene: Scene, maps: ImageStack | None, key: str, kind: str) -> Float16[Tensor, "total C"]:
+    """Give the values of all pixels of the scene's depth or normal maps."""
+    _refuse_warped(scene, key)
+    if maps is None:
+        what = f"the capture does not have a {kind} map for every view"
+        raise ConfigError(key, what, "add them, or set it to 0")
+    return maps.pixels
+
+
+def _sparse_points(
+    scene: Scene, views: Int64[Tensor, " N"], key: str, max_error: float
+) -> Float32[Tensor, "P 3"]:
+    """Choose the points in the unit sphere that some of the views saw, and saw well, where that is known."""
+    _refuse_warped(scene, key)
+    if scene.points is None:
+        raise ConfigError(key, "the capture has no structure-from-motion points", "set it to 0")
+    points = scene.points
+    # Errors that are not known are NaN, and then the comparison is false.
+    is_good = (np.linalg.norm(points.positions, axis=1) < 1.0) & ~(points.errors > max_error)
+    if len(points.observations) > 0:
+        is_training = np.isin(points.observations[:, 1], views.numpy())
+        is_good &= np.isin(np.arange(len(points)), points.observations[is_training, 0])
+    if not is_good.any():
+        what = (
+            f"of the capture's {len(points)} points none is in the unit sphere, seen by a training view and "
+            f"wrong by at most {max_error:g} pixels"
+        )
+        raise ConfigError(key, what, "set it to 0, or raise system.sparse_max_error")
+    return torch.from_numpy(points.positions[is_good]).float()
 
 
 def full_image(scene: Scene, index: int, device: torch.device | str = "cpu") -> Batch:

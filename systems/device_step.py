@@ -7,6 +7,7 @@ of rays, the random generators. Without recording the same code runs eagerly and
 """
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -136,7 +137,9 @@ class DeviceStep:
         cos_anneal, active_levels, *rest = self._live.unbind()
         on_device = dict(zip(self._terms, rest, strict=False))
         live_weights = {name: on_device[name] for name in progress.loss_weights}
-        return Progress(progress.fraction, cos_anneal, active_levels, live_weights)
+        return replace(
+            progress, cos_anneal=cos_anneal, active_levels=active_levels, loss_weights=live_weights
+        )
 
     def _step(self, progress: Progress) -> Float[Tensor, " K"]:
         judgement = self._forward(progress, self.max_rays, self.budget)

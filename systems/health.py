@@ -72,10 +72,11 @@ def check_health(scene: Scene, model: Any, progress: Progress, run: Run) -> list
     )
     center_sdf = float(surface.query_sdf(torch.zeros(1, 3, device=surface.device)))
     edge_inside = float((surface.query_sdf(edge.to(surface.device)) < 0).float().mean())
-    batch = RayBatches(scene, device=surface.device, seed=0).draw(1024)
+    # Drawn on the CPU: a GPU has the photographs once and may not have room for them twice.
+    rays = RayBatches(scene, seed=0).draw(1024).rays.to(surface.device)
     with torch.no_grad():
         white = torch.ones(3, device=surface.device)
-        hit_share = float((model.render(batch.rays, progress, white).opacity > 0.5).float().mean())
+        hit_share = float((model.render(rays, progress, white).opacity > 0.5).float().mean())
     extent = 0.0
     path = run.save / "preview.ply"
     try:

@@ -5,11 +5,14 @@ With ``keep`` the mean is over these rows alone, and what the others hold has no
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 Keep = Bool[Tensor, " rows"] | None
 """Rows that count; ``None``: all."""
+
+MIN_RAYS = 8
+"""Fewer rays of a view do not say how its depths are scaled and shifted."""
 
 
 def _mean(values: Tensor, keep: Tensor | None) -> Tensor:
@@ -70,3 +73,125 @@ def sparsity(sdf: Float[Tensor, " S"], scale: float, keep: Keep = None) -> Float
     Source: SparseNeuS (Long et al. 2022), equation 11.
     """
     return _mean((-scale * sdf.abs()).exp(), keep)
+
+
+def mask_iou(opacity: Float[Tensor, " R"], mask: Float[Tensor, " R"], keep: Keep = None) -> Float[Tensor, ""]:
+    """1 - intersection / union of opacity o and mask m: 1 - sum(o m) / sum(o + m - o m), in 0..1.
+
+    Unlike a mean over rays it does not fade where the object fills few pixels.
+
+    Source: Rahman and Wang 2016, equation 3 (the soft Jaccard index).
+    """
+    overlap = opacity * mask
+    union = opacity + mask - overlap
+    if keep is not None:
+        overlap, union = torch.where(keep, overlap, 0.0), torch.where(keep, union, 0.0)
+    # As one fraction, a batch without foreground that shows none costs nothing.
+    return (union - overlap).sum() / union.sum().clamp(min=1e-6)
+
+
+def sparse_points(sdf: Float[Tensor, " P"]) -> Float[Tensor, ""]:
+    """Mean absolute signed distance at points that structure from motion found on the surface.
+
+    Source: Geo-NeuS (Fu et al. 2022), equation 7.
+    """
+    return _mean(sdf.abs(), None)
+
+
+def depth_l1(depth: Float[Tensor, " R"], target: Float[Tensor, " R"], keep: Keep = None) -> Float[Tensor, ""]:
+    """Mean absolute difference of depths in scene units."""
+    return _mean((depth - target).abs(), keep)
+
+
+def depth_prior(
+    depth: Float[Tensor, " R"],
+    target: Float[Tensor, " R"],
+    views: Int64[Tensor, " R"],
+    keep: Keep = None,
+) -> Float[Tensor, ""]:
+    """Squared error of depths whose scale w and shift q are unknown in each view, by least squares.
+
+    sum_r (w_v D_r + q_v - T_r)^2 over the rays r of all views v, over sum_r (T_r - mean_v T)^2: the share of
+    the given depths' variance that the rendered ones do not explain, 0..1 whatever their unit. Views with
+    fewer than 8 rays, or whose rendered or given depths are all the same, do not count.
+
+    Args:
+        depth: rendered, D.
+        target: given, T, in any unit.
+        views: the view of each ray.
+        keep: rays that count.
+
+    Source: MonoSDF (Yu et al. 2022), equations 11 and 12, there per image and not divided by the variance.
+    """
+    if keep is None:
+        keep = torch.ones_like(depth, dtype=torch.bool)
+    # Numbers of the views that occur: as many as rays at most, so that no host has to learn how many.
+    ordered, order = views.sort()
+    is_next = torch.cat([torch.zeros_like(ordered[:1]), (ordered.diff() != 0).long()])
+    views = torch.empty_like(views).index_copy(0, order, is_next.cumsum(0))
+
+    def per_view(values: Tensor) -> Tensor:
+        return torch.zeros_like(depth).index_add(0, views, torch.where(keep, values, 0.0))
+
+    count = per_view(torch.ones_like(depth))
+
+    def centered(values: Tensor) -> Tensor:
+        mean = per_view(values) / count.clamp(min=1.0)
+        return torch.where(keep, values - mean.index_select(0, views), 0.0)
+
+    rendered, given = centered(depth), centered(target)
+    with torch.no_grad():
+        # The best w and q make the error's derivative in them vanish: they are constants to its gradient.
+        variance, spread = per_view(rendered.square()), per_view(given.square())
+        # That little is what rounding leaves of depths that are all the same. NaN is not flat, and comes out.
+        is_flat = variance <= 1e-10 * per_view(depth.square())
+        is_flat |= spread <= 1e-10 * per_view(target.square())
+        is_good = (count >= MIN_RAYS) & ~is_flat
+        scale = torch.where(is_good, per_view(rendered * given) / torch.where(is_good, variance, 1.0), 0.0)
+        counts = is_good.index_select(0, views)
+        total = torch.where(is_good, spread, 0.0).sum()
+    residual = torch.where(counts, scale.index_select(0, views) * rendered - given, 0.0)
+    return residual.square().sum() / torch.where(total > 0, total, 1.0)
+
+
+def normal_prior(
+    normal: Float[Tensor, "R 3"], target: Float[Tensor, "R 3"], keep: Keep = None
+) -> Float[Tensor, ""]:
+    """Mean of |n - t|_1 + |1 - n . t| for unit normals.
+
+    Source: MonoSDF (Yu et al. 2022), equation 13.
+    """
+    return _mean((normal - target).abs().sum(dim=1) + (1.0 - (normal * target).sum(dim=1)).abs(), keep)
+
+
+def tangents(gradient: Float[Tensor, "S 3"], noise: Float[Tensor, "S 3"]) -> Float[Tensor, "S 3"]:
+    """Unit vectors along the surface: the share of the noise that is perpendicular to the gradient."""
+    normal = torch.nn.functional.normalize(gradient, dim=1)
+    along = (noise * normal).sum(dim=1, keepdim=True)
+    return torch.nn.functional.normalize(noise - along * normal, dim=1)
+
+
+def curvature(
+    gradient: Float[Tensor, "S 3"],
+    shifted: Float[Tensor, "S 3"],
+    tangent: Float[Tensor, "S 3"],
+    step: float,
+    keep: Keep = None,
+) -> Float[Tensor, ""]:
+    """Mean absolute normal curvature |t . H t|, from gradients at x and at x + step t: |(g' - g) . t| / step.
+
+    One more evaluation of the field instead of six. Tangents of random directions see half of Neuralangelo's
+    Laplacian where the surface curves alike in all of them (1 / r and 2 / r on a sphere of radius r), and all
+    of a saddle's, of which the Laplacian sees nothing.
+
+    Args:
+        gradient: d sdf / d x at x, g.
+        shifted: the same at x + step t, g'.
+        tangent: t, unit, see :func:`tangents`.
+        step: scene units; about a cell of the finest open grid level, within which gradients hardly turn.
+        keep: rows that count.
+
+    Source: Neuralangelo (Li et al. 2023), equation 10, for the penalty; PermutoSDF (Rosu and Behnke 2023) for
+        the step along a random tangent.
+    """
+    return _mean(((shifted - gradient) * tangent).sum(dim=1).abs() / step, keep)

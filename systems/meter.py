@@ -3,6 +3,7 @@
 import sys
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from models import Model
@@ -21,6 +22,19 @@ def memory_gib() -> float:
     # Kilobytes on Linux, bytes on macOS.
     unit = 2**30 if sys.platform == "darwin" else 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def _columns(records: list[StepRecord]) -> dict[str, Tensor]:
+    """What all of some steps reported, by name, on the host; waits for a GPU once."""
+    # Terms come and go with their weights; what every step reports comes first.
+    table = torch.stack([record.values[: len(FIELDS)] for record in records]).cpu()
+    return dict(zip(FIELDS, table.unbind(dim=1), strict=True))
+
+
+def _mean_psnr(columns: dict[str, Tensor]) -> float:
+    """Mean in dB over the steps that were taken and had rays; NaN where none was."""
+    counts = (columns["finite"] != 0) & (columns["num_rays"] > 0)
+    return float(columns["psnr"][counts].mean())
 
 
 class Meter:
@@ -42,7 +56,7 @@ class Meter:
         self._run, self._model, self._terms = run, model, terms
         self._log_every, self._max_steps = log_every, max_steps
         self._records: list[StepRecord] = []
-        self._since = seconds
+        self._since = self._latest = seconds
         self._bar = tqdm(
             total=100.0, unit="%", bar_format="{percentage:3.0f}%|{bar:20}| {desc}", mininterval=1.0
         )
@@ -58,7 +72,7 @@ class Meter:
         """Mean over the steps since the last row, or over that row's right after it."""
         if not self._records:
             return self.psnr
-        return float(torch.stack([record.psnr for record in self._records]).mean())
+        return _mean_psnr(_columns(self._records))
 
     def add(self, record: StepRecord, step: int, seconds: float, fraction: float) -> None:
         """Take one step's record.
@@ -69,15 +83,17 @@ class Meter:
             seconds: training time so far.
             fraction: of training done, 0..1.
         """
+        if seconds < self._latest:
+            # The run was rolled back: what came before belongs to no row.
+            self._records, self._since = [], seconds
+        self._latest = seconds
         self._records.append(record)
         if step % self._log_every != 0:
             return
         elapsed = max(seconds - self._since, 1e-9)
         records, self._records, self._since = self._records, [], seconds
-        # Terms come and go with their weights; what all steps report comes first.
-        table = torch.stack([one.values[: len(FIELDS)] for one in records]).cpu()
-        column = dict(zip(FIELDS, table.unbind(dim=1), strict=True))
-        self.psnr = float(column["psnr"].mean())
+        column = _columns(records)
+        self.psnr = _mean_psnr(column)
         last = dict(zip(record.terms, record.values[len(FIELDS) :].tolist(), strict=True))
         values = {
             "minutes": seconds / 60,

@@ -5,13 +5,20 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from process_data.batches import Priors
 from systems import losses
 from systems.schedules import check_schedule, value_at
 from utils.errors import ConfigError
 from utils.types import Batch, Progress, RenderOutput
+
+Field = Callable[[Float[Tensor, "P 3"]], tuple[Float[Tensor, " P"], Float[Tensor, "P 3"]]]
+"""Positions in scene space to signed distance and gradient, differentiable in the model's parameters."""
+
+GEOMETRY_TERMS = frozenset({"depth", "depth_prior", "normal_prior"})
+"""Terms that look at rendered depths or normals."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +31,27 @@ class LossConfig:
     eikonal: Any = 0.1
     mask: Any = 0.0
     """Binary cross entropy of opacity and mask; needs masks."""
+    mask_iou: Any = 0.0
+    """1 - intersection over union of opacity and mask; needs masks. Typical: 0.1."""
     opacity: Any = 0.0
     sparsity: Any = 0.0
+    sparse_points: Any = 0.0
+    """|sdf| at structure-from-motion points (Geo-NeuS, equation 7); needs these. Typical: 0.1 to 1."""
+    depth: Any = 0.0
+    """L1 of rendered and given depth, scene units; needs depth maps in the world's unit (of a sensor or
+    multi-view stereo). Typical: 0.1 to 1."""
+    depth_prior: Any = 0.0
+    """Error of depths up to a scale and a shift in each view, as a share of their variance (MonoSDF,
+    equations 11 and 12); needs depth maps in any unit, and counts views with at least 8 rays in the batch.
+    Typical: 0.1."""
+    normal_prior: Any = 0.0
+    """L1 and angle between rendered and given normals (MonoSDF, equation 13); needs normal maps. Typical:
+    0.05 (theirs)."""
+    eikonal_random: Any = 0.0
+    """The eikonal term at random points of the unit ball, where no ray has to pass. Typical: 0.01 to 0.1."""
+    curvature: Any = 0.0
+    """Normal curvature along random tangents at the samples (Neuralangelo, equation 10). Typical: 5e-4
+    (theirs), falling as levels open."""
 
     def __post_init__(self) -> None:
         for term in fields(self):
@@ -45,6 +71,15 @@ class NeuSSystemConfig:
     loss: LossConfig = LossConfig()
     sparsity_scale: float = 20.0
     """1 / width of the shell that the sparsity term acts on, 1 / scene units."""
+    sparse_max_error: float = 1.5
+    """Largest reprojection error of points in the sparse_points term, pixels, where it is known."""
+    sparse_points_per_step: int = 512
+    """Points drawn for the sparse_points term."""
+    random_points_per_step: int = 1024
+    """Points of the eikonal_random term, and most samples that the curvature term looks at."""
+    curvature_step: float = 0.01
+    """Distance of the points that the curvature term compares, scene units: about a cell of the finest level
+    that matters."""
     cos_anneal_end: float = 0.1
     """Fraction of training after which NeuS's true cosine is used (0 = from the start)."""
     initial_levels: float = 4.0
@@ -59,6 +94,13 @@ class NeuSSystemConfig:
         for key in ("cos_anneal_end", "levels_end"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"system.{key}: must lie in 0..1, got {getattr(self, key)}")
+        for key in ("sparse_points_per_step", "random_points_per_step"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"system.{key}: must be at least 1, got {getattr(self, key)}")
+        if not self.sparse_max_error > 0:
+            raise ValueError(f"system.sparse_max_error: must be above 0, got {self.sparse_max_error}")
+        if not 1e-4 <= self.curvature_step <= 0.5:
+            raise ValueError(f"system.curvature_step: must lie in 1e-4..0.5, got {self.curvature_step}")
         if self.initial_levels < 0:
             raise ValueError(f"system.initial_levels: must not be negative, got {self.initial_levels}")
 
@@ -70,10 +112,28 @@ class NeuSSystem:
         self.config = config
         self.num_levels = num_levels
         self.terms = [term.name for term in fields(LossConfig)]
-        if not has_masks and any(value_at(config.loss.mask, k / 100) > 0 for k in range(101)):
-            raise ConfigError(
-                "system.loss.mask", "needs masks", "set dataset.apply_mask=true, or system.loss.mask=0"
-            )
+        for name in ("mask", "mask_iou"):
+            if not has_masks and self._is_ever_on(name):
+                key = f"system.loss.{name}"
+                raise ConfigError(key, "needs masks", f"set dataset.apply_mask=true, or {key}=0")
+
+    def _is_ever_on(self, name: str) -> bool:
+        return any(value_at(getattr(self.config.loss, name), k / 100) > 0 for k in range(101))
+
+    @property
+    def priors(self) -> Priors:
+        """What batches have to bring along for the terms that are on at some time."""
+
+        def key_of(*names: str) -> str | None:
+            return next((f"system.loss.{name}" for name in names if self._is_ever_on(name)), None)
+
+        return Priors(
+            depth=key_of("depth", "depth_prior"),
+            normal=key_of("normal_prior"),
+            points=key_of("sparse_points"),
+            points_per_batch=self.config.sparse_points_per_step,
+            max_error=self.config.sparse_max_error,
+        )
 
     def progress_at(self, fraction: float) -> Progress:
         """Everything that depends on the fraction (0..1) of training done."""
@@ -83,7 +143,8 @@ class NeuSSystem:
         first = min(config.initial_levels, self.num_levels)
         weights = {name: value_at(getattr(config.loss, name), fraction) for name in self.terms}
         weights = {name: weight for name, weight in weights.items() if weight > 0}
-        return Progress(fraction, anneal, first + opened * (self.num_levels - first), weights)
+        levels = first + opened * (self.num_levels - first)
+        return Progress(fraction, anneal, levels, weights, not GEOMETRY_TERMS.isdisjoint(weights))
 
     def background_color(
         self, scene_color: Float[Tensor, "3"], generator: torch.Generator
@@ -93,18 +154,98 @@ class NeuSSystem:
             return torch.rand(3, generator=generator, device=generator.device)
         return scene_color
 
-    def loss_terms(self, render: RenderOutput, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """The unweighted terms that have a weight now."""
+    def loss_terms(
+        self,
+        render: RenderOutput,
+        batch: Batch,
+        progress: Progress,
+        field: Field,
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """The unweighted terms that have a weight now.
+
+        Args:
+            render: of the batch's rays.
+            batch: with what :attr:`priors` asks for.
+            progress: which terms there are.
+            field: the surface off the rays, for the terms that look at it there.
+            generator: of random points, on the device; only such terms draw from it.
+        """
         rays, samples = render.is_served, render.is_sample
         terms: dict[str, Callable[[], Tensor]] = {
             "rgb_l1": lambda: losses.rgb_l1(render.rgb, batch.rgb, rays),
             "rgb_l2": lambda: losses.rgb_l2(render.rgb, batch.rgb, rays),
             "rgb_charbonnier": lambda: losses.rgb_charbonnier(render.rgb, batch.rgb, rays),
             "eikonal": lambda: losses.eikonal(render.gradient, samples),
+            "mask": lambda: losses.mask_bce(render.opacity, _given(batch.mask), rays),
+            "mask_iou": lambda: losses.mask_iou(render.opacity, _given(batch.mask), rays),
             "opacity": lambda: losses.opacity_entropy(render.opacity, rays),
             "sparsity": lambda: losses.sparsity(render.sdf, self.config.sparsity_scale, samples),
+            "sparse_points": lambda: losses.sparse_points(field(_given(batch.points))[0]),
+            "depth": lambda: _depth(render, batch),
+            "depth_prior": lambda: _depth_prior(render, batch),
+            "normal_prior": lambda: _normal_prior(render, batch),
+            "eikonal_random": lambda: self._eikonal_random(field, generator),
+            "curvature": lambda: self._curvature(render, field, generator),
         }
-        if batch.mask is not None:
-            mask = batch.mask
-            terms["mask"] = lambda: losses.mask_bce(render.opacity, mask, rays)
         return {name: terms[name]() for name in progress.loss_weights}
+
+    def _eikonal_random(self, field: Field, generator: torch.Generator) -> Tensor:
+        shape, device = (self.config.random_points_per_step, 3), generator.device
+        directions = torch.nn.functional.normalize(torch.randn(shape, generator=generator, device=device))
+        # A ball's volume grows with the cube of its radius.
+        radii = torch.rand((shape[0], 1), generator=generator, device=device).pow(1 / 3)
+        return losses.eikonal(field(radii * directions)[1])
+
+    def _curvature(self, render: RenderOutput, field: Field, generator: torch.Generator) -> Tensor:
+        # Rays come in random order, and so do the first ones' samples.
+        first, step = slice(self.config.random_points_per_step), self.config.curvature_step
+        gradient = render.gradient[first]
+        noise = torch.randn(gradient.shape, generator=generator, device=generator.device)
+        tangent = losses.tangents(gradient.detach(), noise)
+        _, shifted = field(render.positions[first] + step * tangent)
+        keep = None if render.is_sample is None else render.is_sample[first]
+        return losses.curvature(gradient, shifted, tangent, step, keep)
+
+
+# What is rendered against what was measured
+
+
+def _given(values: Tensor | None) -> Tensor:
+    """What a batch brings along because a term asked for it."""
+    assert values is not None, "a term is on that the batches do not know of"
+    return values
+
+
+def _is_surface(render: RenderOutput, batch: Batch) -> Bool[Tensor, " R"]:
+    """Rays that show the surface, and not what is behind it: only there it has a depth and a normal."""
+    is_surface = render.opacity.detach() > 0.5
+    if batch.mask is not None:
+        is_surface = is_surface & (batch.mask > 0.5)
+    return is_surface if render.is_served is None else is_surface & render.is_served
+
+
+def _rendered_depth(render: RenderOutput, batch: Batch) -> Float[Tensor, " R"]:
+    """Mean depth along the optical axis, scene units; beside the surface anything finite."""
+    return render.depth / render.opacity.clamp(min=0.5) * _given(batch.axis_cosine)
+
+
+def _depth(render: RenderOutput, batch: Batch) -> Tensor:
+    target, rays = _given(batch.depth), batch.rays
+    # What was measured in front of the unit sphere or behind it is none of the surface.
+    distance = target / _given(batch.axis_cosine)
+    is_inside = (target > 0) & (distance > rays.near) & (distance < rays.far)
+    return losses.depth_l1(_rendered_depth(render, batch), target, _is_surface(render, batch) & is_inside)
+
+
+def _depth_prior(render: RenderOutput, batch: Batch) -> Tensor:
+    target = _given(batch.depth)
+    keep = _is_surface(render, batch) & (target > 0)
+    return losses.depth_prior(_rendered_depth(render, batch), target, batch.rays.camera_indices, keep)
+
+
+def _normal_prior(render: RenderOutput, batch: Batch) -> Tensor:
+    target = _given(batch.normal)
+    keep = _is_surface(render, batch) & (target.square().sum(dim=1) > 0.5)
+    normal = torch.nn.functional.normalize(render.normal, dim=1, eps=1e-6)
+    return losses.normal_prior(normal, target, keep)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class Forward:
     model: Model
     system: Any
     generator: torch.Generator
-    """Of the samples' jitter and of random backgrounds, on the device."""
+    """Of the samples' jitter, random backgrounds and the losses' random points, on the device."""
     scene_color: Float[Tensor, "3"]
     """The capture's plain colour behind masked objects, on the device."""
 
@@ -43,7 +44,8 @@ class Forward:
         background = self.system.background_color(self.scene_color, self.generator)
         batch = composite_masked(batch, background)
         render = self.model.render(batch.rays, progress, background, self.generator, budget)
-        terms = self.system.loss_terms(render, batch, progress)
+        field = partial(self.model.query_field, progress=progress)
+        terms = self.system.loss_terms(render, batch, progress, field, self.generator)
         return Judgement(batch, render, terms, weighted_sum(terms, progress.loss_weights))
 
 
@@ -79,8 +81,10 @@ class StepRecord:
             *(render.num_rays, render.num_samples, render.num_marched),
             *(term.detach() for term in judgement.terms.values()),
         ]
-        # Where numbers of the host are among them, the step ran on the CPU.
-        row = [s.float() if isinstance(s, Tensor) else torch.tensor(float(s)) for s in scalars]
+        device = judgement.loss.device
+        row = [
+            s.float() if isinstance(s, Tensor) else torch.full((), s, device=device).float() for s in scalars
+        ]
         return cls(torch.stack(row), tuple(judgement.terms))
 
     @property

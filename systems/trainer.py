@@ -144,7 +144,8 @@ class Trainer:
         self.full_config = config
         self.scene, self.model, self.system, self.run, self.device = scene, model, system, run, device
         self.batches = RayBatches(
-            scene, device=device, seed=config.seed, foreground_fraction=self.config.foreground_share
+            *(scene, None, device, config.seed, self.config.foreground_share),
+            priors=system.priors,
         )
         self.generator = torch.Generator(device).manual_seed(config.seed + 1)
         color = torch.tensor(scene.background_color, device=device)
@@ -256,8 +257,7 @@ class Trainer:
         Raises:
             TrainingError: three roll-backs did not help.
         """
-        assert self.device_step is not None
-        self.bad_steps = int(self.device_step.bad_steps)
+        self._count_bad_steps()
         if self.bad_steps == 0:
             return
         terms = zip(record.terms, record.values[len(FIELDS) :].tolist(), strict=True)
@@ -267,6 +267,11 @@ class Trainer:
             *(self.step, ", ".join(culprits), self.bad_steps),
         )
         self._roll_back_if_stuck(", ".join(culprits))
+
+    def _count_bad_steps(self) -> None:
+        """Learn from the device how many steps in a row were bad; without one the number is known."""
+        if self.device_step is not None:
+            self.bad_steps = int(self.device_step.bad_steps)
 
     def _roll_back_if_stuck(self, culprits: str) -> None:
         if self.bad_steps < self.config.max_bad_steps:
@@ -345,13 +350,13 @@ class Trainer:
                     self.last_checkpoint = self.save_checkpoint()
                 while self.fraction_done() < 1.0:
                     start = time.perf_counter()
-                    try:
-                        record = self.train_step()
-                    except torch.OutOfMemoryError:
+                    record = self._train_step_or_none()
+                    if record is None:
+                        # Not in the exception's handler, which would keep alive what fills the memory.
                         self.shrink_budget()
                         continue
                     if self.device_step is not None and (self.step + 1) % config.log_every == 0:
-                        # Here the host waits for the device, and nowhere else.
+                        # The host waits for the device where numbers are written, and nowhere else.
                         self.look_for_bad_steps(record)
                     self.step += 1
                     self.train_seconds += time.perf_counter() - start
@@ -367,11 +372,20 @@ class Trainer:
         self.save_checkpoint()
         self._list_run()
 
+    def _train_step_or_none(self) -> StepRecord | None:
+        """Take a step; ``None`` where the device has no memory for it."""
+        try:
+            return self.train_step()
+        except torch.OutOfMemoryError:
+            return None
+
     def _at_intervals(self, meter: Meter) -> None:
         config, step = self.config, self.step
-        # Amid bad steps the model itself may be broken, and a roll-back needs one that is not.
-        if step % config.checkpoint_every == 0 and self.bad_steps == 0:
-            self.save_checkpoint()
+        if step % config.checkpoint_every == 0:
+            self._count_bad_steps()
+            # Amid bad steps the model itself may be broken, and a roll-back needs one that is not.
+            if self.bad_steps == 0:
+                self.save_checkpoint()
         if config.learning_step and step == config.learning_step:
             self._heed(check_learning(self.scene, meter.recent_psnr()))
         if config.health_step and step == config.health_step:
@@ -460,6 +474,7 @@ class Trainer:
         if self.device_step is not None:
             self.device_step.attach_rates()
             self.device_step.budget.num_rays.fill_(self.num_rays)
+            self.device_step.bad_steps.fill_(self.bad_steps)
         if with_generators:
             self.batches.load_state_dict(state["batches"])
             restore_generator(self.generator, state["generator"])

@@ -145,8 +145,10 @@ def limit_memory(device: torch.device, gib: int | None) -> None:
         return
     if device.type != "cuda":
         raise BackendError("--vram", f"is about a GPU's memory, this run uses {device.type}", "leave it out")
-    total = torch.cuda.get_device_properties(device).total_memory / 2**30
-    torch.cuda.set_per_process_memory_fraction(min(gib / total, 1.0), device)
+    # The limit wants a number where other functions are content with "cuda".
+    index = torch.cuda.current_device() if device.index is None else device.index
+    total = torch.cuda.get_device_properties(index).total_memory / 2**30
+    torch.cuda.set_per_process_memory_fraction(min(gib / total, 1.0), index)
 
 
 def seed_everything(seed: int) -> None:

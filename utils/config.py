@@ -12,7 +12,8 @@ A YAML may carry ``base:``, one path or a list of paths relative to that YAML. T
 over the one before, and the file itself over them all; bases may have bases.
 
 It may also say what is otherwise on a GPU (``on_cuda:``, a tree of keys) and with how much of its memory
-(``on_vram:``, such trees by GiB). They lie over all files of a config and below the command line's overrides.
+(``on_vram:``, such trees by GiB). These lie over the file that has them and over its bases, and below files
+that have it as a base: whoever is more specific has the last word.
 
 Pitfall: a field typed ``Any`` (schedules: a number or a list of ``[fraction, value]`` pairs) holds lists,
 never tuples, after loading, so that a config read back from ``parsed.yaml`` equals the one written to it.
@@ -85,7 +86,7 @@ def load_config(
         overrides: ``key=value`` strings with dotted keys and YAML values, the last one wins.
         sections: the schema, by top-level section; a dictionary by name is chosen from by ``<section>.name``.
         device: ``cpu`` or ``cuda``, for which ``on_cuda`` is meant.
-        vram: on a GPU, memory to fit into, GiB; a key of ``on_vram``, unless no file of this config has it.
+        vram: on a GPU, memory to fit into, GiB, for which ``on_vram`` has settings.
 
     Returns:
         The config. ``system.name`` is the model's name unless it is given.
@@ -93,15 +94,7 @@ def load_config(
     Raises:
         ConfigError: file missing or malformed, key unknown, value of the wrong type or out of range.
     """
-    raw = _read(Path(path), ())
-    on_cuda, on_vram = (raw.pop(key, None) or OmegaConf.create({}) for key in ("on_cuda", "on_vram"))
-    if device == "cuda":
-        raw = _merge(raw, on_cuda)
-        if vram is not None and on_vram:
-            if vram not in on_vram:
-                sizes = ", ".join(str(size) for size in on_vram)
-                raise ConfigError("--vram", f"{path} has no settings for {vram} GiB", f"give one of {sizes}")
-            raw = _merge(raw, on_vram[vram])
+    raw = _read(Path(path), (), device, vram)
     for override in overrides:
         raw = _merge(raw, _parse_override(override))
     if "system" in sections:
@@ -157,7 +150,7 @@ for _name, _resolver in _RESOLVERS.items():
 # ------------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path, above: tuple[Path, ...]) -> DictConfig:
+def _read(path: Path, above: tuple[Path, ...], device: str, vram: int | None) -> DictConfig:
     """One YAML over its bases. ``above`` are the files that asked for this one, outermost first."""
     if path.resolve() in above:
         chain = " -> ".join(file.name for file in (*above, path))
@@ -173,8 +166,13 @@ def _read(path: Path, above: tuple[Path, ...]) -> DictConfig:
         )
     merged = OmegaConf.create({})
     for base in bases:
-        merged = _merge(merged, _read(path.parent / base, above))
-    return _merge(merged, config)
+        merged = _merge(merged, _read(path.parent / base, above, device, vram))
+    on_cuda, on_vram = (config.pop(key, None) or OmegaConf.create({}) for key in ("on_cuda", "on_vram"))
+    merged = _merge(merged, config)
+    if device != "cuda":
+        return merged
+    with_memory = container(on_vram).get(vram) or {}
+    return _merge(_merge(merged, on_cuda), OmegaConf.create(with_memory))
 
 
 def load_yaml(path: Path) -> DictConfig:

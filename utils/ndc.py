@@ -88,7 +88,9 @@ class NDC:
         length = direction.norm(dim=1, keepdim=True)
         is_forward = direction[:, 2:] > _GRAZING * length
         # Rays that miss take part with a harmless direction, so that their gradients are zero and not NaN.
-        ahead = direction.new_tensor([0.0, 0.0, 1.0])
+        # Made on the device: a copy from the host could not be recorded with a step.
+        ahead = torch.zeros_like(direction[:1])
+        ahead[:, 2] = 1.0
         direction = torch.where(is_forward, direction / length.clamp(min=1e-30), ahead)
         slopes = direction / direction[:, 2:]
         origin = origin + (self.near - origin[:, 2:]).clamp(min=0.0) * slopes
@@ -119,8 +121,8 @@ class NDC:
 
     def _warp(self, in_camera: Float[Tensor, "P 3"]) -> Float[Tensor, "P 3"]:
         z = in_camera[:, 2:].clamp(min=_GRAZING * self.near)
-        tangents = in_camera.new_tensor([self.tan_x, self.tan_y])
-        return torch.cat([in_camera[:, :2] / (z * tangents), 1.0 - 2.0 * self.near / z], dim=1) / _SQRT3
+        x, y = in_camera[:, :1] / (z * self.tan_x), in_camera[:, 1:2] / (z * self.tan_y)
+        return torch.cat([x, y, 1.0 - 2.0 * self.near / z], dim=1) / _SQRT3
 
 
 def average_pose(c2w: Float[Tensor, "N 3 4"]) -> Float64[Tensor, "3 4"]:

@@ -249,10 +249,22 @@ class Batch:
     """0..1, sRGB."""
     mask: Float[Tensor, " R"] | None
     """1 = foreground; ``None`` when the capture has no masks (or they are not asked for)."""
+    depth: Float[Tensor, " R"] | None = None
+    """Along the optical axis, 0 where not known; scene units, if the capture's is in the world's.
+    ``None`` (as in what follows): no loss term asks for it."""
+    axis_cosine: Float[Tensor, " R"] | None = None
+    """Depth along the optical axis over distance along the ray; comes with ``depth``."""
+    normal: Float[Tensor, "R 3"] | None = None
+    """Unit, in scene space; zeros where not known."""
+    points: Float[Tensor, "P 3"] | None = None
+    """Some of the structure-from-motion points, in scene space."""
 
     def __post_init__(self) -> None:
-        assert self.rgb.shape == (len(self.rays), 3)
-        assert self.mask is None or self.mask.shape == (len(self.rays),)
+        r = len(self.rays)
+        assert self.rgb.shape == (r, 3)
+        assert self.mask is None or self.mask.shape == (r,)
+        assert self.depth is None or self.depth.shape == (r,)
+        assert self.normal is None or self.normal.shape == (r, 3)
 
 
 @dataclass(frozen=True)
@@ -343,6 +355,8 @@ class RenderOutput:
     """Sum of weights times distance along the ray; divided by the opacity it is the mean distance."""
     normal: Float[Tensor, "R 3"]
     """Weighted mean of unit normals in scene space (length <= 1)."""
+    positions: Float[Tensor, "S 3"]
+    """Centres of the samples in scene space."""
     sdf: Float[Tensor, " S"]
     gradient: Float[Tensor, "S 3"]
     """d sdf / d position per sample."""
@@ -380,3 +394,5 @@ class Progress:
     """Hash-grid levels in use; a fractional part fades the next level in."""
     loss_weights: Mapping[str, float | Float[Tensor, ""]]
     """By name of the loss term. A term with weight 0 is not in here and not computed."""
+    learns_from_geometry: bool = False
+    """Whether a term looks at rendered depths or normals, which otherwise have no gradient."""

@@ -60,11 +60,13 @@ def select(samples: RaySamples, keep: Bool[Tensor, " S"], capacity: int | None) 
     offsets, is_served = serve(ends, capacity)
     if samples.is_served is not None:
         is_served &= samples.is_served
-    # What is not kept or does not fit goes to one row more, which is cut off again.
-    targets = torch.where(keep & (kept[:-1] < offsets[-1]), kept[:-1], capacity)
+    # What is not kept or does not fit goes to rows behind, which are cut off again: to many, lest on a GPU a
+    # million writes queue for one.
+    behind = capacity + torch.arange(len(keep), device=keep.device) % 1024
+    targets = torch.where(keep & (kept[:-1] < offsets[-1]), kept[:-1], behind)
 
     def moved(column: Tensor) -> Tensor:
-        return column.new_zeros(capacity + 1).scatter_(0, targets, column)[:capacity]
+        return column.new_zeros(capacity + 1024).scatter_(0, targets, column)[:capacity]
 
     return RaySamples(
         moved(samples.t_starts), moved(samples.t_ends), moved(samples.ray_indices), offsets, is_served

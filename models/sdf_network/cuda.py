@@ -31,9 +31,9 @@ LAUNCH = {"BLOCK": BLOCK, "num_warps": 4, "num_stages": 1}
 """One stage: reading ahead for the next block would take shared memory and registers that are all in use."""
 SDF_LAUNCH = LAUNCH | {"maxnreg": 128}
 """Without the gradient half of the registers do, and twice the programs hide more of the memory's latency."""
-NUM_PROGRAMS = 4 * 132
-"""Programs that share the blocks of a backward pass, each with sums of its own: four for each of an H100's
-132 multiprocessors. Fixed, so that equal inputs are summed up in the same order on every GPU."""
+NUM_PROGRAMS = 2 * 132
+"""Programs that share the blocks of a backward pass, each with sums of its own: as many as an H100's 132
+multiprocessors have registers for. Fixed, so that every GPU sums equal inputs in the same order."""
 
 
 @dataclass(frozen=True)

@@ -276,12 +276,13 @@ def test_versions_render_and_learn_alike(background: bool, cos_anneal: float) ->
         fast.sdf_field.weights[0].add_(torch.randn_like(fast.sdf_field.weights[0]) * 0.1)
     slow.load_state_dict(fast.state_dict())
     rays, truth = random_rays(24), torch.rand(24, 3)
-    progress = Progress(0.5, cos_anneal, 2.5, {})
+    progress = Progress(0.5, cos_anneal, 2.5, {}, learns_from_geometry=True)
     renders, gradients = [], []
     for model in (fast, slow):
         render = model.render(rays, progress, GREEN, torch.Generator().manual_seed(5))
         loss = (render.rgb - truth).square().mean() + 0.1 * (render.gradient.norm(dim=1) - 1).square().mean()
         loss = loss + 0.1 * render.opacity.square().mean() + 0.01 * torch.exp(-20 * render.sdf.abs()).mean()
+        loss = loss + 0.1 * render.depth.square().mean() + 0.1 * (render.normal - 0.3).square().mean()
         loss.backward()
         renders.append(render)
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
@@ -297,6 +298,40 @@ def test_versions_render_and_learn_alike(background: bool, cos_anneal: float) ->
         assert actual is not None, name
         assert expected is not None, name
         assert (actual - expected).abs().max() <= 1e-4 * expected.abs().max(), name
+
+
+def test_depth_and_normal_have_a_gradient_when_they_are_learned_from() -> None:
+    """A sphere of radius r - b, seen along z beside its centre by s: depth 3 - sqrt((r - b)^2 - s^2)."""
+    model, spots = sphere_model(inv_s=100.0), (torch.rand(200, 2) * 2 - 1) * 0.25
+    learned = Progress(1.0, 1.0, 3.0, {}, learns_from_geometry=True)
+    shift = model.sdf_field.biases[-1]
+    plain = model.render(rays_along_z(spots), DONE, GREEN)
+    assert not plain.depth.requires_grad
+    assert not plain.normal.requires_grad
+    render = model.render(rays_along_z(spots), learned, GREEN)
+    assert torch.equal(render.depth, plain.depth)
+    assert torch.equal(render.normal, plain.normal)
+    found = torch.autograd.grad((render.depth / render.opacity).mean(), shift, retain_graph=True)[0][0]
+    expected = (0.5 / (0.25 - spots.square().sum(dim=1)).sqrt()).mean()
+    assert float(found) == pytest.approx(float(expected), rel=0.05)
+    # The normal there is (s, -sqrt(...)) / (r - b), its x thus s_x / (r - b).
+    weight = spots[:, 0]
+    found = torch.autograd.grad((weight * render.normal[:, 0]).sum(), shift)[0][0]
+    assert float(found) == pytest.approx(float((weight.square() / 0.25).sum()), rel=0.1)
+    with torch.no_grad():
+        assert not model.render(rays_along_z(spots), learned, GREEN).depth.requires_grad
+
+
+def test_samples_are_where_the_field_was_asked() -> None:
+    model = sphere_model()
+    render = model.render(random_rays(20), DONE, GREEN)
+    sdf, gradient = model.query_field(render.positions, DONE)
+    torch.testing.assert_close(sdf, render.sdf)
+    torch.testing.assert_close(gradient, render.gradient)
+    torch.testing.assert_close(sdf.detach(), model.query_sdf(render.positions, DONE), atol=1e-5, rtol=0)
+    (sdf.square().sum() + gradient.sum()).backward()
+    assert model.sdf_field.weights[0].grad is not None
+    assert model.sdf_field.weights[0].grad.any()
 
 
 def test_every_parameter_learns() -> None:

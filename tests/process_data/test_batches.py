@@ -1,11 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from process_data.batches import RayBatches, full_image
+from process_data.batches import Priors, RayBatches, full_image
 from process_data.cameras import rays_from_pixels
 from utils.errors import ConfigError
-from utils.types import Batch, Cameras, ImageStack, Scene
+from utils.ndc import NDC
+from utils.types import Batch, Cameras, ImageStack, Scene, SparsePoints
 
 SIZES = [(5, 3), (4, 4), (2, 7), (6, 2)]  # width, height
 
@@ -99,8 +102,9 @@ def test_foreground_rays_come_from_the_widened_masks(margin: int, rows: set[int]
 def test_foreground_share() -> None:
     batch = RayBatches(coded_scene(), foreground_fraction=0.25, foreground_margin=0).draw(1000)
     assert batch.mask is not None
-    assert (batch.mask[:250] == 1).all()
-    assert batch.mask[250:].mean() < 0.15, "3 of 41 pixels"
+    # Of every four rays in a row one is from the foreground; the others are where they like (3 of 41 pixels).
+    assert (batch.mask.view(-1, 4)[:, 3] == 1).all()
+    assert batch.mask.view(-1, 4)[:, :3].mean() < 0.15
 
 
 def test_scene_without_masks() -> None:
@@ -133,3 +137,127 @@ def test_full_image_is_row_by_row() -> None:
     torch.testing.assert_close(batch.rays.directions, expected.directions)
     assert batch.mask is not None
     assert batch.mask.sum() == 1
+
+
+# Priors
+
+EVERYTHING = Priors("key.of.depth", "key.of.normal", "key.of.points", points_per_batch=200, max_error=1.5)
+TURN = torch.linalg.qr(torch.tensor([[2.0, 1.0, 0.5], [-1.0, 3.0, 0.2], [0.3, -0.4, 1.0]]))[0]
+
+
+def scene_with_priors() -> Scene:
+    """The coded scene, four times as large in the world; depths, normals and points tell where from."""
+    scene = coded_scene()
+    counts = scene.images.size.prod(dim=1).tolist()
+    total = sum(counts)
+    depth = torch.arange(total, dtype=torch.float16)[:, None]
+    normal = torch.nn.functional.normalize(torch.arange(3 * total).view(total, 3) % 7 - 3.0, dim=1)
+    normal[0] = 0.0
+    positions = np.array([[0.1 * k, 0.0, 0.0] for k in range(8)] + [[1.1, 0.0, 0.0]])
+    errors = np.array([0.5, 1.5, 1.6, np.nan, 0.1, 0.1, 0.1, 0.1, 0.1])
+    # Point 4 is seen by the held-out view alone, point 5 by nobody.
+    observations = np.array([[0, 0], [1, 1], [1, 3], [2, 0], [3, 2], [4, 1], [6, 0], [7, 3], [8, 0]])
+    world_from_scene = torch.eye(4, dtype=torch.float64)
+    world_from_scene[:3, :3] = 4.0 * torch.eye(3, dtype=torch.float64)
+    c2w = scene.cameras.c2w.clone()
+    c2w[:, :, :3] = TURN * torch.linalg.det(TURN)
+    return replace(
+        scene,
+        cameras=replace(scene.cameras, c2w=c2w),
+        world_from_scene=world_from_scene,
+        depths=ImageStack(depth, scene.images.size, scene.images.offsets),
+        normals=ImageStack(normal.half(), scene.images.size, scene.images.offsets),
+        points=SparsePoints(positions, np.zeros((9, 3), np.uint8), errors, observations),
+    )
+
+
+def test_depths_and_normals_belong_to_their_rays() -> None:
+    scene = scene_with_priors()
+    batch = RayBatches(scene, seed=3, priors=EVERYTHING).draw(300)
+    assert scene.depths is not None
+    assert scene.normals is not None
+    assert batch.depth is not None
+    assert batch.axis_cosine is not None
+    assert batch.normal is not None
+    rotation = scene.cameras.c2w[0, :, :3].double()
+    has_no_normal = 0
+    for ray, (view, row, column) in enumerate(codes(batch).tolist()):
+        assert float(batch.depth[ray]) == float(scene.depths.image(view)[row, column]) / 4.0
+        local = scene.normals.image(view)[row, column].double()
+        expected = rotation @ (local / local.norm().clamp(min=1e-6))
+        torch.testing.assert_close(batch.normal[ray].double(), expected, atol=1e-6, rtol=0)
+        has_no_normal += int(not local.any())
+        # (u, v, 1) has depth 1 at a distance of its length.
+        lens = torch.linalg.inv(scene.cameras.intrinsics[view].double())
+        towards = lens @ torch.tensor([column + 0.5, row + 0.5, 1.0], dtype=torch.float64)
+        assert float(batch.axis_cosine[ray]) == pytest.approx(1.0 / float(towards.norm()), abs=1e-6)
+    assert has_no_normal > 0
+
+
+def test_points_are_good_inside_and_seen_by_training_views() -> None:
+    batch = RayBatches(scene_with_priors(), seed=3, priors=EVERYTHING).draw(1)
+    assert batch.points is not None
+    assert batch.points.shape == (200, 3)
+    # 2 is wrong by too many pixels, 4 and 5 are not seen in training, 8 is outside.
+    assert sorted({round(10 * x) for x in batch.points[:, 0].tolist()}) == [0, 1, 3, 6, 7]
+
+
+def test_points_of_a_capture_that_does_not_tell_who_saw_them() -> None:
+    scene = scene_with_priors()
+    assert scene.points is not None
+    scene = replace(scene, points=replace(scene.points, observations=np.zeros((0, 2), np.int64)))
+    batch = RayBatches(scene, seed=3, priors=replace(EVERYTHING, max_error=9.0)).draw(1)
+    assert batch.points is not None
+    assert sorted({round(10 * x) for x in batch.points[:, 0].tolist()}) == list(range(8))
+
+
+def test_without_priors_the_draws_are_what_they_were() -> None:
+    scene = scene_with_priors()
+    plain, same = RayBatches(scene, seed=3), RayBatches(scene, seed=3, priors=Priors())
+    with_maps = RayBatches(scene, seed=3, priors=replace(EVERYTHING, points=None))
+    with_points = RayBatches(scene, seed=3, priors=EVERYTHING)
+    for _ in range(2):
+        batches = [batches.draw(9) for batches in (plain, same, with_maps)]
+        assert all(torch.equal(codes(batch), codes(batches[0])) for batch in batches)
+    first = batches[0]
+    assert first.depth is first.axis_cosine is first.normal is first.points is None
+    assert batches[2].points is None
+    assert torch.equal(plain.generator.get_state(), with_maps.generator.get_state())
+    with_points.draw(9)
+    state = with_points.state_dict()["generator"].clone()
+    ahead = with_points.draw(9)
+    with_points.load_state_dict({"generator": state})
+    again = with_points.draw(9)
+    assert ahead.points is not None
+    assert again.points is not None
+    assert torch.equal(ahead.points, again.points)
+
+
+@pytest.mark.parametrize(
+    ("lacks", "line"),
+    [
+        ("depths", "key.of.depth: the capture does not have a depth map for every view; add them, or"),
+        ("normals", "key.of.normal: the capture does not have a normal map for every view; add them, or"),
+        ("points", "key.of.points: the capture has no structure-from-motion points; set it to 0"),
+    ],
+)
+def test_priors_that_a_capture_does_not_have(lacks: str, line: str) -> None:
+    scene = replace(scene_with_priors(), **{lacks: None})
+    with pytest.raises(ConfigError) as caught:
+        RayBatches(scene, priors=EVERYTHING)
+    assert str(caught.value).startswith(line)
+    RayBatches(scene)
+
+
+def test_points_of_which_none_is_good() -> None:
+    with pytest.raises(ConfigError, match=r"key\.of\.points: of the capture's 9 points none .* 0\.01 pixels"):
+        RayBatches(scene_with_priors(), indices=[3], priors=replace(EVERYTHING, max_error=0.01))
+
+
+@pytest.mark.parametrize("kind", ["depth", "normal", "points"])
+def test_priors_do_not_go_with_a_warped_space(kind: str) -> None:
+    scene = scene_with_priors()
+    ndc = NDC(torch.eye(3, 4, dtype=torch.float64), tan_x=0.8, tan_y=0.5, near=2.0)
+    scene = replace(scene, cameras=replace(scene.cameras, ndc=ndc))
+    with pytest.raises(ConfigError, match=rf"key\.of\.{kind}: .* dataset\.ndc warps"):
+        RayBatches(scene, priors=Priors(**{kind: f"key.of.{kind}"}))

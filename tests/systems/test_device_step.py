@@ -1,15 +1,17 @@
 """Steps over buffers of fixed size: the same numbers as packed ones, and nothing that a host waits for."""
 
 import logging
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers_triton import DEVICE, needs_triton
+from sphere_priors import rows_of, scene_with_priors
 from test_resume import differences
 from tiny import (
     WITHOUT_MASKS,
@@ -50,18 +52,44 @@ def device_step_of(training: Trainer) -> DeviceStep:
 # Against packed buffers
 
 
+EVERY_TERM = (
+    "system.loss={opacity: 0.1, sparsity: 0.1, rgb_l2: 1, rgb_charbonnier: 1, sparse_points: 1, depth: 1}",
+    "system.loss={depth_prior: 1, normal_prior: 0.1, eikonal_random: 0.1, curvature: 1e-3}",
+    # Of two batches with fewer samples the random numbers would differ.
+    *("system.random_points_per_step=16", "system.sparse_points_per_step=16"),
+)
+"""All but the masks', which are on where there are masks."""
+
+
+def batch_with_priors(*overrides: str) -> Batch:
+    """24 rays of one view, most of them of the sphere: enough to find out how its depths are scaled."""
+    config = tiny_config(*overrides, *EVERY_TERM)
+    scene = scene_with_priors(*overrides)
+    system = NeuSSystem(config.system, 4, scene.masks is not None)
+    batch = RayBatches(scene, [1], seed=0, priors=system.priors).draw(400)
+    # Mixed, so that of every stretch some rays hit it.
+    is_hit = (given(batch.depth) > 0).long()
+    order = torch.cat([is_hit.argsort(descending=True)[:18], is_hit.argsort()[:6]])
+    return rows_of(batch, order.view(3, 8).t().flatten())
+
+
+def given(values: Tensor | None) -> Tensor:
+    assert values is not None
+    return values
+
+
 def render_and_differentiate(
     overrides: tuple[str, ...], batch: Batch, budget: Budget | None, backend: str
 ) -> tuple[RenderOutput, dict[str, Tensor], dict[str, Tensor]]:
     """Render, loss terms and gradients of all parameters, with or without a budget."""
-    every_term = "system.loss={opacity: 0.1, sparsity: 0.1, rgb_l2: 1.0, rgb_charbonnier: 1.0}"
-    config = tiny_config(*overrides, f"model.backend={backend}", every_term)
+    config = tiny_config(*overrides, f"model.backend={backend}", *EVERY_TERM)
     scene = tiny_scene(*overrides)
     model = tiny_model(config, scene)
     system = NeuSSystem(config.system, model.num_levels, scene.masks is not None)
     progress = system.progress_at(0.5)
     render = model.render(batch.rays, progress, torch.ones(3), None, budget)
-    terms = system.loss_terms(render, batch, progress)
+    field = partial(model.query_field, progress=progress)
+    terms = system.loss_terms(render, batch, progress, field, torch.Generator())
     weighted_sum(terms, progress.loss_weights).backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return render, terms, gradients
@@ -74,8 +102,9 @@ def render_and_differentiate(
 def test_same_numbers_as_packed(overrides: tuple[str, ...], backend: str, prunes: bool) -> None:
     if not prunes:
         overrides = (*overrides, "model.min_transmittance=0")
-    batch = RayBatches(tiny_scene(*overrides), seed=0).draw(24)
+    batch = batch_with_priors(*overrides)
     packed, terms, gradients = render_and_differentiate(overrides, batch, None, "cpu")
+    assert all(float(term.detach()) > 0.0 for term in terms.values())
     budget = Budget(torch.tensor(24), marched=1500, rendered=1100)
     padded, fixed_terms, fixed_gradients = render_and_differentiate(overrides, batch, budget, backend)
     assert padded.is_served is not None
@@ -105,7 +134,7 @@ def test_same_numbers_as_packed(overrides: tuple[str, ...], backend: str, prunes
 def test_rays_without_room_have_no_part(
     overrides: tuple[str, ...], num_rays: int, marched: int, rendered: int
 ) -> None:
-    batch = RayBatches(tiny_scene(*overrides), seed=0).draw(24)
+    batch = batch_with_priors(*overrides)
     budget = Budget(torch.tensor(num_rays), marched, rendered)
     render, terms, gradients = render_and_differentiate(overrides, batch, budget, "cpu")
     assert render.is_served is not None
@@ -117,22 +146,11 @@ def test_rays_without_room_have_no_part(
     assert int(render.num_samples) <= rendered
     assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
     if served == 0:
-        assert all(float(term.detach()) == 0.0 for term in terms.values())
+        on_rays = terms.keys() - {"sparse_points", "eikonal_random"}
+        assert all(float(terms[name].detach()) == 0.0 for name in on_rays)
         return
     chosen = render.is_served.nonzero().squeeze(1)
-    rays = batch.rays
-    some = Batch(
-        replace(
-            rays,
-            origins=rays.origins[chosen],
-            directions=rays.directions[chosen],
-            near=rays.near[chosen],
-            far=rays.far[chosen],
-            camera_indices=rays.camera_indices[chosen],
-        ),
-        batch.rgb[chosen],
-        None if batch.mask is None else batch.mask[chosen],
-    )
+    some = rows_of(batch, chosen)
     _, expected, expected_gradients = render_and_differentiate(overrides, some, None, "cpu")
     for name, term in expected.items():
         torch.testing.assert_close(terms[name], term, rtol=1e-4, atol=1e-6)
@@ -254,6 +272,17 @@ def test_many_bad_steps_roll_back(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert "ckpt_000010.pth (1 of 3)" in caplog.text
 
 
+def test_no_checkpoint_amid_bad_steps(tmp_path: Path) -> None:
+    """Even where the host has not looked for a while."""
+    options = ("trainer.max_steps=22", "trainer.checkpoint_every=8", "trainer.log_every=20")
+    training = new_trainer(tmp_path, FIXED, *options)
+    poison(training, range(9, 18), "eikonal")
+    training.train()
+    # At step 16 the run was amid bad steps; the last one is written at the end.
+    names = sorted(path.name for path in training.run.checkpoints.glob("ckpt_*.pth"))
+    assert names == ["ckpt_000008.pth", "ckpt_000022.pth"]
+
+
 def test_roll_backs_that_do_not_help_end_the_run(tmp_path: Path) -> None:
     options = ("trainer.max_steps=50", "trainer.checkpoint_every=5", "trainer.max_bad_steps=2")
     training = new_trainer(tmp_path, FIXED, *options)
@@ -276,6 +305,31 @@ def test_out_of_memory_halves_the_budget_once(tmp_path: Path, caplog: pytest.Log
     lines = [entry.getMessage() for entry in caplog.records if "out of memory" in entry.getMessage()]
     assert lines == ["step 5: out of memory; going on with 128 samples a step instead of twice as many"]
     assert all(int(samples) <= 128 for samples in history(training.run)["samples"][5:])
+
+
+def test_what_filled_the_memory_is_gone_before_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = new_trainer(tmp_path, FIXED, "trainer.max_steps=7")
+    alive: list[weakref.ref[Tensor]] = []
+
+    def starving(*arguments: Any) -> RenderOutput:
+        activations = torch.zeros(10)
+        alive.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    render = training.model.render
+    before_step(training, 5, lambda: vars(training.model).update(render=render if alive else starving))
+    shrink = training.shrink_budget
+
+    def shrinking() -> None:
+        assert alive
+        assert all(reference() is None for reference in alive)
+        shrink()
+
+    monkeypatch.setattr(training, "shrink_budget", shrinking)
+    training.train()
+    assert training.step == 7
 
 
 def test_out_of_memory_twice_ends_the_run(tmp_path: Path) -> None:
@@ -313,6 +367,8 @@ class NoWaiting(TorchDispatchMode):
     FORBIDDEN = (
         *("_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "equal"),
         *("unique", "_unique2", "repeat_interleave.Tensor", "bincount", "allclose"),
+        # What torch.tensor(numbers) does at last; on a GPU it copies them from the host.
+        *("lift_fresh", "lift"),
     )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -326,12 +382,13 @@ class NoWaiting(TorchDispatchMode):
 
 
 @needs_triton
-@pytest.mark.parametrize("overrides", [(), WITHOUT_MASKS], ids=["masks", "background"])
+@pytest.mark.parametrize("overrides", [(), WITHOUT_MASKS, EVERY_TERM], ids=["masks", "background", "terms"])
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="a GPU checks this itself, see benchmarks/engine.py")
 def test_a_step_waits_for_nothing(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     training = new_trainer(
         *(tmp_path, FIXED, "model.backend=cuda", *overrides),
         *(*SMALL, "trainer.samples_per_step=40", "trainer.optimizer.clip_norm=1.0"),
+        scene=scene_with_priors() if overrides == EVERY_TERM else None,
     )
     training.train_step()
     step = device_step_of(training)

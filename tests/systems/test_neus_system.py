@@ -1,23 +1,33 @@
 """NeuS's rules: progress is a pure function, terms of weight zero cost nothing, errors name their key."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from tiny import raiser, tiny_config, tiny_model, tiny_scene
+from sphere_priors import RADIUS, scene_with_priors
+from tiny import new_trainer, raiser, tiny_config, tiny_model
+from torch import Tensor
 
-from process_data.batches import RayBatches
+from process_data.batches import Priors, RayBatches
 from systems import losses
-from systems.neus import LossConfig, NeuSSystem, NeuSSystemConfig
+from systems.neus import Field, LossConfig, NeuSSystem, NeuSSystemConfig
 from systems.step import weighted_sum
 from utils.errors import ConfigError
 from utils.types import Batch, Progress, RenderOutput
 
 FUNCTION_OF = {
     **{"rgb_l1": "rgb_l1", "rgb_l2": "rgb_l2", "rgb_charbonnier": "rgb_charbonnier", "eikonal": "eikonal"},
-    **{"mask": "mask_bce", "opacity": "opacity_entropy", "sparsity": "sparsity"},
+    **{"mask": "mask_bce", "mask_iou": "mask_iou", "opacity": "opacity_entropy", "sparsity": "sparsity"},
+    **{"sparse_points": "sparse_points", "depth": "depth_l1", "depth_prior": "depth_prior"},
+    **{"normal_prior": "normal_prior", "curvature": "curvature"},
 }
+NEEDS_PRIORS = ("depth", "depth_prior", "normal_prior", "sparse_points")
+Seen = tuple[RenderOutput, Batch, Progress, Field]
 
 
 def system_of(**changes: Any) -> NeuSSystem:
@@ -25,12 +35,14 @@ def system_of(**changes: Any) -> NeuSSystem:
 
 
 @pytest.fixture(scope="module")
-def seen() -> tuple[RenderOutput, Batch, Progress]:
-    """A render of an untrained model, and the photographs."""
+def seen() -> Seen:
+    """A render of an untrained model, the photographs and what sensors say, and the field itself."""
     model = tiny_model(tiny_config())
     progress = system_of().progress_at(0.5)
-    batch = RayBatches(tiny_scene(), seed=0).draw(40)
-    return model.render(batch.rays, progress, torch.ones(3)), batch, progress
+    priors = system_of(loss=LossConfig(**dict.fromkeys(NEEDS_PRIORS, 1.0))).priors
+    batch = RayBatches(scene_with_priors(), indices=[1, 2], seed=0, priors=priors).draw(240)
+    render = model.render(batch.rays, progress, torch.ones(3))
+    return render, batch, progress, partial(model.query_field, progress=progress)
 
 
 def test_progress_by_hand() -> None:
@@ -66,18 +78,100 @@ def test_more_initial_levels_than_there_are() -> None:
     assert [system.progress_at(k / 4).active_levels for k in range(5)] == [3.0] * 5
 
 
+def kept_rays(seen: Seen) -> list[int]:
+    """Rays that show the surface where there is one."""
+    render, batch, *_ = seen
+    assert batch.mask is not None
+    return [ray for ray in range(240) if render.opacity[ray] > 0.5 and batch.mask[ray] == 1]
+
+
+def rendered_depth(seen: Seen, ray: int) -> float:
+    """Along the optical axis: where the camera's own axes see the surface's mean position."""
+    render, batch, *_ = seen
+    pose = scene_with_priors().cameras.c2w[batch.rays.camera_indices[ray]].double()
+    distance = float((render.depth / render.opacity)[ray].detach())
+    surface = batch.rays.origins[ray].double() + distance * batch.rays.directions[ray].double()
+    return float((surface - pose[:, 3]) @ pose[:, 2])
+
+
+def expected_depth(seen: Seen) -> float:
+    target = seen[1].depth
+    assert target is not None
+    rays = [ray for ray in kept_rays(seen) if target[ray] > 0]
+    assert len(rays) > 5
+    return float(np.mean([abs(rendered_depth(seen, ray) - float(target[ray])) for ray in rays]))
+
+
+def expected_depth_prior(seen: Seen) -> float:
+    target = seen[1].depth
+    assert target is not None
+    error = spread = 0.0
+    for view in (1, 2):
+        rays = [r for r in kept_rays(seen) if target[r] > 0 and seen[1].rays.camera_indices[r] == view]
+        assert len(rays) >= losses.MIN_RAYS
+        given = np.array([float(target[ray]) for ray in rays])
+        columns = np.array([[rendered_depth(seen, ray), 1.0] for ray in rays])
+        fitted = columns @ np.linalg.lstsq(columns, given, rcond=None)[0]
+        error, spread = error + ((fitted - given) ** 2).sum(), spread + ((given - given.mean()) ** 2).sum()
+    return error / spread
+
+
+def expected_normal_prior(seen: Seen) -> float:
+    target = seen[1].normal
+    assert target is not None
+    found = []
+    for ray in kept_rays(seen):
+        given = target[ray].double().numpy()
+        if given.any():
+            normal = seen[0].normal[ray].detach().double().numpy()
+            normal /= np.linalg.norm(normal)
+            found.append(np.abs(normal - given).sum() + abs(1 - normal @ given))
+    return float(np.mean(found))
+
+
+def expected_sparse_points(seen: Seen) -> float:
+    assert seen[1].points is not None
+    return float(np.mean([abs(float(seen[3](point[None])[0].detach())) for point in seen[1].points]))
+
+
+def expected_curvature(seen: Seen) -> float:
+    """At 1024 rows at most, of which there are fewer."""
+    render, *_, field = seen
+    gradient = render.gradient.detach()
+    normal = gradient / gradient.norm(dim=1, keepdim=True)
+    noise = torch.randn(gradient[:1024].shape, generator=torch.Generator().manual_seed(1))
+    tangent = torch.linalg.cross(torch.linalg.cross(normal[:1024], noise), normal[:1024])
+    tangent = tangent / tangent.norm(dim=1, keepdim=True)
+    change = field(render.positions[:1024] + 0.01 * tangent)[1].detach() - gradient[:1024]
+    return float(((change * tangent).sum(dim=1) / 0.01).abs().mean())
+
+
+EXPECTED: dict[str, Callable[[Seen], float]] = {
+    "depth": expected_depth,
+    "depth_prior": expected_depth_prior,
+    "normal_prior": expected_normal_prior,
+    "sparse_points": expected_sparse_points,
+    "curvature": expected_curvature,
+}
+
+
 @pytest.mark.parametrize("term", FUNCTION_OF)
-def test_each_term_alone(term: str, seen: tuple[RenderOutput, Batch, Progress]) -> None:
-    render, batch, progress = seen
+def test_each_term_alone(term: str, seen: Seen) -> None:
+    render, batch, progress, field = seen
     alone = replace(progress, loss_weights={term: 0.5})
-    terms = system_of().loss_terms(render, batch, alone)
+    terms = system_of().loss_terms(render, batch, alone, field, torch.Generator().manual_seed(1))
     assert list(terms) == [term]
+    if term in EXPECTED:
+        assert float(terms[term].detach()) == pytest.approx(EXPECTED[term](seen), rel=1e-4)
+        return
+    assert batch.mask is not None
     expected = {
         "rgb_l1": losses.rgb_l1(render.rgb, batch.rgb),
         "rgb_l2": losses.rgb_l2(render.rgb, batch.rgb),
         "rgb_charbonnier": losses.rgb_charbonnier(render.rgb, batch.rgb),
         "eikonal": losses.eikonal(render.gradient),
-        "mask": losses.mask_bce(render.opacity, batch.mask) if batch.mask is not None else torch.zeros(()),
+        "mask": losses.mask_bce(render.opacity, batch.mask),
+        "mask_iou": losses.mask_iou(render.opacity, batch.mask),
         "opacity": losses.opacity_entropy(render.opacity),
         "sparsity": losses.sparsity(render.sdf, 20.0),
     }[term]
@@ -92,21 +186,24 @@ def test_terms_are_weighted_and_summed() -> None:
 
 @pytest.mark.parametrize("term", FUNCTION_OF)
 def test_a_term_without_weight_is_not_computed(
-    term: str, seen: tuple[RenderOutput, Batch, Progress], monkeypatch: pytest.MonkeyPatch
+    term: str, seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    render, batch, progress = seen
+    render, batch, progress, field = seen
+    draw = torch.Generator()
     monkeypatch.setattr(losses, FUNCTION_OF[term], raiser(AssertionError("computed")))
     everything_else = {name: 1.0 for name in FUNCTION_OF if name != term}
-    terms = system_of().loss_terms(render, batch, replace(progress, loss_weights=everything_else))
+    others = replace(progress, loss_weights=everything_else)
+    terms = system_of().loss_terms(render, batch, others, field, draw)
     assert set(terms) == set(FUNCTION_OF) - {term}
     with pytest.raises(AssertionError, match="computed"):
-        system_of().loss_terms(render, batch, replace(progress, loss_weights={term: 1.0}))
+        system_of().loss_terms(render, batch, replace(progress, loss_weights={term: 1.0}), field, draw)
 
 
-def test_mask_loss_without_masks_names_its_key() -> None:
+@pytest.mark.parametrize("term", ["mask", "mask_iou"])
+def test_mask_loss_without_masks_names_its_key(term: str) -> None:
     for weight in (0.1, [[0.0, 0.0], [0.5, 0.0], [0.6, 1.0]]):
-        config = NeuSSystemConfig(loss=LossConfig(mask=weight))
-        with pytest.raises((ValueError, ConfigError), match=r"system\.loss\.mask: needs masks"):
+        config = NeuSSystemConfig(loss=LossConfig(**{term: weight}))
+        with pytest.raises(ConfigError, match=rf"system\.loss\.{term}: needs masks.*system\.loss\.{term}=0"):
             NeuSSystem(config, num_levels=4, has_masks=False)
     NeuSSystem(NeuSSystemConfig(loss=LossConfig(mask=[[0.0, 0.0], [1.0, 0.0]])), 4, has_masks=False)
 
@@ -137,6 +234,10 @@ def test_background_color(name: Any, color: list[float] | None) -> None:
         ("system.levels_end=-0.1", "system.levels_end"),
         ("system.initial_levels=-1", "system.initial_levels"),
         ("system.background=pink", "system.background"),
+        ("system.sparse_points_per_step=0", "system.sparse_points_per_step"),
+        ("system.random_points_per_step=0", "system.random_points_per_step"),
+        ("system.sparse_max_error=0", "system.sparse_max_error"),
+        ("system.curvature_step=0", "system.curvature_step"),
         ("system.loss.eikonl=0.1", "system.loss.eikonl"),
         ("trainer.max_steps=0", "trainer.max_steps"),
         ("trainer.max_minutes=0", "trainer.max_minutes"),
@@ -167,3 +268,136 @@ def test_schedules_come_through_the_config() -> None:
     system = NeuSSystem(config.system, 4, True)
     weights = [system.progress_at(fraction).loss_weights.get("eikonal") for fraction in (0.0, 0.25, 1.0)]
     assert weights == [None, pytest.approx(0.1), pytest.approx(0.2)]
+
+
+# Points and priors
+
+
+def test_random_points_fill_the_unit_ball(seen: Seen) -> None:
+    render, batch, progress, _ = seen
+    asked: list[Tensor] = []
+
+    def field(positions: Tensor) -> tuple[Tensor, Tensor]:
+        asked.append(positions)
+        return positions[:, 0], 2.0 * positions
+
+    system, draw = system_of(random_points_per_step=4000), torch.Generator().manual_seed(0)
+    progress = replace(progress, loss_weights={"eikonal_random": 1.0})
+    first = system.loss_terms(render, batch, progress, field, draw)["eikonal_random"]
+    assert asked[0].shape == (4000, 3)
+    radii = asked[0].norm(dim=1).double()
+    assert radii.max() <= 1.0 + 1e-6
+    # In a ball r^3 is uniform, and so is every coordinate's sign.
+    assert float(radii.pow(3).mean()) == pytest.approx(0.5, abs=0.02)
+    assert float(radii.pow(3).square().mean()) == pytest.approx(1 / 3, abs=0.02)
+    assert asked[0].mean(dim=0).abs().max() < 0.04
+    assert float(first) == pytest.approx(float(((2 * radii - 1) ** 2).mean()), rel=1e-4)
+    system.loss_terms(render, batch, progress, field, draw)
+    assert not torch.equal(asked[0], asked[1])
+
+
+def test_terms_without_random_points_draw_nothing(seen: Seen) -> None:
+    render, batch, progress, field = seen
+    draw = torch.Generator().manual_seed(3)
+    before = draw.get_state()
+    others = {name: 1.0 for name in FUNCTION_OF if name != "curvature"}
+    system_of().loss_terms(render, batch, replace(progress, loss_weights=others), field, draw)
+    assert torch.equal(draw.get_state(), before)
+
+
+def test_what_the_terms_ask_for() -> None:
+    assert system_of().priors == Priors()
+    late = system_of(loss=LossConfig(depth_prior=[[0.0, 0.0], [0.5, 0.0], [1.0, 1.0]])).priors
+    assert late == Priors(depth="system.loss.depth_prior")
+    loss = LossConfig(depth=1.0, normal_prior=0.1, sparse_points=0.1)
+    everything = system_of(loss=loss, sparse_points_per_step=7, sparse_max_error=0.5).priors
+    keys = ("system.loss.depth", "system.loss.normal_prior", "system.loss.sparse_points")
+    assert everything == Priors(*keys, points_per_batch=7, max_error=0.5)
+
+
+@pytest.mark.parametrize("term", ["depth", "depth_prior", "normal_prior", "sparse_points", "curvature"])
+def test_depths_have_a_gradient_only_when_a_term_needs_it(term: str) -> None:
+    system = system_of(loss=LossConfig(**{term: [[0.0, 0.0], [0.5, 0.0], [1.0, 1.0]]}))
+    learns = [system.progress_at(fraction).learns_from_geometry for fraction in (0.0, 0.5, 0.6)]
+    assert learns == [False, False, "depth" in term or "normal" in term]
+
+
+def test_a_capture_without_the_prior_names_the_key(tmp_path: Path) -> None:
+    for term in NEEDS_PRIORS:
+        with pytest.raises(ConfigError, match=rf"^system\.loss\.{term}: the capture"):
+            new_trainer(tmp_path / term, f"system.loss.{term}=0.1")
+
+
+FEW_VIEWS = (
+    *("dataset.num_images=3", "dataset.holdout=0"),
+    *("trainer.initial_rays=200", "trainer.max_rays=200", "trainer.samples_per_step=2048"),
+)
+"""So that there are enough rays of each view to find out how its depths are scaled."""
+
+
+def distance_after(folder: Path, terms: str, *options: str) -> float:
+    """Mean distance between the known sphere and the field's after 60 steps that colours say little in."""
+    views = [option for option in options if option.startswith("dataset.")]
+    training = new_trainer(
+        *(folder, *options, "system.loss={mask: 0, rgb_l1: 0.01}", f"system.loss={terms}"),
+        scene=scene_with_priors(*views, monocular="depth_prior" in terms),
+    )
+    for _ in range(60):
+        assert training.train_step().finite
+        training.step += 1
+    surface = RADIUS * torch.nn.functional.normalize(torch.randn(500, 3), dim=1)
+    progress = training.system.progress_at(1.0)
+    return float(training.model.query_sdf(surface, progress).abs().mean())
+
+
+@pytest.fixture(scope="module")
+def distance_without(tmp_path_factory: pytest.TempPathFactory) -> float:
+    return distance_after(tmp_path_factory.mktemp("without"), "{}")
+
+
+@pytest.mark.parametrize(
+    ("terms", "options"),
+    [
+        ("{depth: 1}", ()),
+        ("{depth: 1}", ("trainer.buffers=fixed",)),
+        ("{normal_prior: 0.3}", ("trainer.buffers=fixed",)),
+        ("{sparse_points: 1}", ()),
+        ("{mask_iou: 1}", ()),
+    ],
+)
+def test_priors_bring_the_surface_nearer(
+    tmp_path: Path, terms: str, options: tuple[str, ...], distance_without: float
+) -> None:
+    assert distance_after(tmp_path, terms, *options) < 0.5 * distance_without
+
+
+def test_depths_of_unknown_scale_bring_the_surface_nearer(tmp_path: Path) -> None:
+    without, with_depths = (
+        distance_after(tmp_path / name, f"{{depth_prior: {weight}}}", *FEW_VIEWS)
+        for name, weight in (("without", 0), ("with", 0.1))
+    )
+    assert with_depths < 0.7 * without
+
+
+@pytest.mark.parametrize("term", ["depth", "depth_prior", "normal_prior"])
+@pytest.mark.parametrize("hidden", ["mask", "opacity", "is_served"])
+def test_only_rays_that_show_the_surface_count(term: str, hidden: str, seen: Seen) -> None:
+    render, batch, progress, field = seen
+    if hidden == "mask":
+        batch = replace(batch, mask=torch.zeros(240))
+    else:
+        nothing = torch.zeros(240, dtype=torch.bool if hidden == "is_served" else torch.float32)
+        render = replace(render, **{hidden: nothing})
+    alone = replace(progress, loss_weights={term: 1.0})
+    found = system_of().loss_terms(render, batch, alone, field, torch.Generator())[term]
+    assert float(found.detach()) == 0.0
+
+
+def test_depths_measured_outside_the_unit_sphere_do_not_count(seen: Seen) -> None:
+    render, batch, progress, field = seen
+    assert batch.depth is not None
+    alone = replace(progress, loss_weights={"depth": 1.0})
+    for factor in (0.3, 3.0):
+        moved = replace(batch, depth=factor * batch.depth)
+        found = system_of().loss_terms(render, moved, alone, field, torch.Generator())["depth"]
+        assert float(found.detach()) == 0.0

@@ -115,10 +115,13 @@ def test_memory_is_limited_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> Non
     limits = []
     card = SimpleNamespace(total_memory=16 * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *args: limits.append(args[0]))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    # What PyTorch's own function hands to the driver, so that it has its say about the device.
+    monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch._C, "_cuda_setMemoryFraction", lambda *args: limits.append(args), raising=False)
     for gib in (4, 8, 24):
         backend.limit_memory(torch.device("cuda"), gib)
-    assert limits == [0.25, 0.5, 1.0]
+    assert limits == [(0.25, 0), (0.5, 0), (1.0, 0)]
 
 
 def test_old_gpus_are_refused_with_what_runs_there(monkeypatch: pytest.MonkeyPatch) -> None:
