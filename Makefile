@@ -40,8 +40,9 @@ demo: .venv/.installed
 	@$(RUN) -m pip install -qq --disable-pip-version-check -r tests/requirements.lock
 	@touch $@
 
+# Two at a time: the suite is mostly single-threaded, and every machine has two cores.
 test: .venv/.testable
-	@$(RUN) -m pytest
+	@$(RUN) -m pytest -n 2
 
 check: .venv/.testable
 	@$(RUN) -m ruff check .
