@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from encoder.hashgrid import autograd
 from encoder.hashgrid.geometry import GridGeometry, HashGridConfig
 from utils.backend import available_anywhere, available_on_cpu, available_on_gpu, implementation
+from utils.padding import zero_padding
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -83,9 +84,8 @@ def encode(
     if count is None:
         return module.encode(positions, table, geometry, active_levels)
     # What padding holds must reach neither the results nor, as NaN times zero, the table's gradient.
-    is_real = (torch.arange(len(positions), device=positions.device) < count)[:, None]
-    encoded = module.encode(torch.where(is_real, positions, 0.0), table, geometry, active_levels)
-    return torch.where(is_real, encoded, 0.0)
+    encoded = module.encode(zero_padding(positions, count), table, geometry, active_levels)
+    return zero_padding(encoded, count)
 
 
 class HashGrid(nn.Module):

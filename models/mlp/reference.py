@@ -5,13 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-
-def zero_padding(rows: Tensor, count: Tensor | None) -> Tensor:
-    """The same rows, those from ``count`` on replaced by zeros, which no gradient passes."""
-    if count is None:
-        return rows
-    is_real = torch.arange(len(rows), device=rows.device) < count
-    return torch.where(is_real[:, None], rows, 0.0)
+from utils.padding import zero_padding
 
 
 def relu_mlp(

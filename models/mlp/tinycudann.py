@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from models.mlp.reference import zero_padding
 from utils.errors import BackendError
+from utils.padding import zero_padding
 
 _FUSED_WIDTHS = (16, 32, 64, 128)
 

@@ -29,7 +29,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from encoder.hashgrid import GridGeometry, encode
 from encoder.hashgrid.cpu import features_and_jacobian, table_gradient
-from models.mlp.reference import zero_padding
+from utils.padding import zero_padding
 
 _BLOCK = 2048
 _LOG2_E = np.float32(1.4426950408889634)

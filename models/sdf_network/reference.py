@@ -10,7 +10,7 @@ from torch import Tensor
 
 from encoder.hashgrid import GridGeometry
 from encoder.hashgrid import reference as hashgrid_reference
-from models.mlp.reference import zero_padding
+from utils.padding import zero_padding
 
 Encode = Callable[[Tensor, Tensor, GridGeometry, float | Tensor], Tensor]
 """(positions, table, geometry, active_levels) -> encoding, see :func:`encoder.hashgrid.encode`."""

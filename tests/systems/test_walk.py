@@ -15,7 +15,7 @@ WALK = [
     *("models/fields.py", "models/sdf_network/__init__.py", "models/sdf_network/cpu.py"),
     *("encoder/hashgrid/__init__.py", "encoder/hashgrid/autograd.py"),
     *("encoder/hashgrid/geometry.py", "encoder/hashgrid/cpu.py"),
-    *("encoder/spherical.py", "models/mlp/__init__.py", "models/mlp/reference.py"),
+    *("encoder/spherical.py", "models/mlp/__init__.py", "models/mlp/reference.py", "utils/padding.py"),
     *("models/compositing/__init__.py", "models/compositing/cpu.py"),
     *("systems/losses.py", "models/occupancy.py"),
 ]
