@@ -13,12 +13,20 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from process_data import synthetic_render
-from process_data.synthetic_field import FIGURINE, FIGURINE_TABLE, SPHERE
+from process_data.synthetic_field import FIGURINE, FIGURINE_TABLE, GLOSSY, NICHE, SPHERE, THIN, WALL
 from utils.extraction import extract_surface
 from utils.types import TriangleMesh
 
-SceneName = Literal["figurine", "sphere", "figurine-table"]
-SCENES: dict[str, int] = {"figurine": FIGURINE, "sphere": SPHERE, "figurine-table": FIGURINE_TABLE}
+SceneName = Literal["figurine", "sphere", "figurine-table", "thin", "glossy", "wall", "niche"]
+SCENES: dict[str, int] = {
+    "figurine": FIGURINE,
+    "sphere": SPHERE,
+    "figurine-table": FIGURINE_TABLE,
+    "thin": THIN,
+    "glossy": GLOSSY,
+    "wall": WALL,
+    "niche": NICHE,
+}
 """Names in configs -> numbers in the compiled field."""
 
 _HALF_BOX = 0.88

@@ -2,10 +2,12 @@
 
 Everything here is in scene space and takes arrays that the caller has made; nothing is allocated. Colours are
 sRGB, 0..1. The light stands still in the scene, and all but a weak wide highlight is diffuse, so that a
-surface point looks nearly alike from everywhere, as multi-view reconstruction assumes.
+surface point looks nearly alike from everywhere, as multi-view reconstruction assumes. The scene ``glossy``
+breaks this on purpose: it mirrors a studio with bright windows.
 
 Source: Hart, "Sphere tracing", The Visual Computer 1996 (``_trace``); Quilez, "Soft shadows in raymarched
-SDFs", 2010 (``_openness``).
+SDFs", 2010 (``_openness``); Schlick, "An inexpensive BRDF model for physically-based rendering", Computer
+Graphics Forum 1994 (Fresnel's factor in ``shade``).
 """
 
 import math
@@ -13,16 +15,10 @@ from typing import no_type_check
 
 from numba import njit, prange
 
-from process_data.synthetic_field import (
-    BOX_HIGH,
-    BOX_LOW,
-    LIPSCHITZ,
-    albedo,
-    distance,
-    gradient,
-    mix,
-    smoothstep,
-)
+from process_data.synthetic_field import BOXES, GLOSSY, albedo, distance, gradient
+from process_data.synthetic_figurine import LIPSCHITZ
+from process_data.synthetic_scenes import glossy_material
+from process_data.synthetic_shapes import add, mix, smoothstep
 
 _HIT = 1e-4
 """A ray has arrived when the bound is below this (scene units): a hundredth of a pixel."""
@@ -30,6 +26,47 @@ _MAX_STEPS = 160
 
 _LIGHT = (-0.459, -0.612, 0.644)
 """Towards the one directional light: over the figurine's right shoulder, fixed in the scene."""
+
+_WINDOWS = (
+    (-110.0, 35.0, 0.45, 0.32, (2.6, 2.5, 2.3)),
+    (20.0, 25.0, 0.22, 0.50, (1.9, 2.1, 2.5)),
+    (130.0, 40.0, 0.35, 0.35, (2.4, 2.0, 1.5)),
+    (0.0, 88.0, 0.40, 0.25, (1.8, 1.8, 1.8)),
+)
+"""The studio's windows: azimuth and elevation (degrees), half width and half height (tangents), RGB."""
+_DIM = (0.12, 0.09, 0.07)
+"""Linear light from nearby things in a rough mirror."""
+
+# --------------------------------------------------------------------------------------------------- tracing
+
+
+@no_type_check
+@njit(cache=True, fastmath=True)
+def _trace(scene, ox, oy, oz, dx, dy, dz):
+    """Distance along a unit ray to the surface, or -1: sphere tracing inside the scene's box."""
+    t, far = 0.0, 1e9
+    lowest, highest = BOXES[scene]
+    for o, d, low, high in (
+        (ox, dx, lowest[0], highest[0]),
+        (oy, dy, lowest[1], highest[1]),
+        (oz, dz, lowest[2], highest[2]),
+    ):
+        # A direction along a face is nudged off it; the quotient then is huge, with the right sign.
+        inverse = 1.0 / (d if abs(d) > 1e-12 else 1e-12)
+        enter, leave = (low - o) * inverse, (high - o) * inverse
+        t, far = max(t, min(enter, leave)), min(far, max(enter, leave))
+    if t >= far:
+        return -1.0
+    step = 0.0
+    for _ in range(_MAX_STEPS):
+        step = distance(scene, ox + t * dx, oy + t * dy, oz + t * dz)
+        if step < _HIT:
+            return t
+        t += step
+        if t > far:
+            return -1.0
+    return t if step < 20.0 * _HIT else -1.0
+
 
 # ------------------------------------------------------------------------------------------------------ light
 
@@ -55,15 +92,12 @@ def _openness(scene, x, y, z, dx, dy, dz, reach, softness):
 
 @no_type_check
 @njit(cache=True, fastmath=True)
-def shade(scene, x, y, z, vx, vy, vz):
-    """sRGB colour (0..1) of a surface point seen from direction v (unit, towards the eye).
+def _lit(scene, x, y, z, nx, ny, nz, vx, vy, vz):
+    """Linear light that leaves a surface point with normal n towards v, without what it mirrors.
 
     Diffuse light from one wide lamp with a soft shadow, a brighter sky above a dimmer floor, mild occlusion,
     and a weak wide highlight: the only term that depends on v, at most 0.05.
     """
-    nx, ny, nz = gradient(scene, x, y, z)
-    length = math.sqrt(nx * nx + ny * ny + nz * nz)
-    nx, ny, nz = nx / length, ny / length, nz / length
     lx, ly, lz = _LIGHT
     cosine = nx * lx + ny * ly + nz * lz
     lamp = max(0.25 + 0.75 * cosine, 0.0)
@@ -77,6 +111,73 @@ def shade(scene, x, y, z, vx, vy, vz):
     r = r * (0.95 * lamp + open_sky * (0.30 + 0.22 * up)) + gloss
     g = g * (0.90 * lamp + open_sky * (0.28 + 0.26 * up)) + gloss
     b = b * (0.82 * lamp + open_sky * (0.27 + 0.32 * up)) + gloss
+    return r, g, b
+
+
+@no_type_check
+@njit(cache=True, fastmath=True)
+def _unit_gradient(scene, x, y, z):
+    nx, ny, nz = gradient(scene, x, y, z)
+    length = math.sqrt(nx * nx + ny * ny + nz * nz)
+    return nx / length, ny / length, nz / length
+
+
+@no_type_check
+@njit(cache=True, fastmath=True)
+def _studio(dx, dy, dz, roughness):
+    """Linear light from the studio around ``glossy`` by direction: dim, with four bright soft windows.
+
+    Roughness (0..1) widens a window's borders and dims it by as much.
+    """
+    total = mix((0.05, 0.045, 0.04), (0.22, 0.27, 0.34), smoothstep(-0.5, 0.7, dz))
+    soft = 0.05 + 0.9 * roughness
+    # Azimuth and elevation in degrees, half width and half height as tangents, colour.
+    for azimuth, elevation, width, height, color in _WINDOWS:
+        a, e = math.radians(azimuth), math.radians(elevation)
+        right = math.cos(a) * dy - math.sin(a) * dx
+        ahead = math.cos(a) * dx + math.sin(a) * dy
+        front = math.cos(e) * ahead + math.sin(e) * dz
+        if front > 0.0:
+            u, v = abs(right / front), abs((math.cos(e) * dz - math.sin(e) * ahead) / front)
+            weight = smoothstep(width + soft, width - soft, u) * smoothstep(height + soft, height - soft, v)
+            total = add(total, color, weight * min(width / soft, 1.0) * min(height / soft, 1.0))
+    return total
+
+
+@no_type_check
+@njit(cache=True, fastmath=True)
+def _mirrored(scene, x, y, z, nx, ny, nz, rx, ry, rz, roughness):
+    """Linear light from direction r at a point: the studio, or what stands in the way, without shine."""
+    light = _studio(rx, ry, rz, roughness)
+    if roughness > 0.0:
+        way = _openness(scene, x + 0.01 * nx, y + 0.01 * ny, z + 0.01 * nz, rx, ry, rz, 0.5, 1.0 / roughness)
+        return mix(_DIM, light, way)
+    ox, oy, oz = x + 0.01 * nx, y + 0.01 * ny, z + 0.01 * nz
+    t = _trace(scene, ox, oy, oz, rx, ry, rz)
+    if t < 0.0:
+        return light
+    x, y, z = ox + t * rx, oy + t * ry, oz + t * rz
+    nx, ny, nz = _unit_gradient(scene, x, y, z)
+    return _lit(scene, x, y, z, nx, ny, nz, -rx, -ry, -rz)
+
+
+@no_type_check
+@njit(cache=True, fastmath=True)
+def shade(scene, x, y, z, vx, vy, vz):
+    """sRGB colour (0..1) of a surface point seen from direction v (unit, towards the eye).
+
+    What shines mirrors, once, along the exactly reflected direction, with Fresnel's factor after Schlick.
+    """
+    nx, ny, nz = _unit_gradient(scene, x, y, z)
+    r, g, b = _lit(scene, x, y, z, nx, ny, nz, vx, vy, vz)
+    if scene == GLOSSY:
+        incidence, roughness = glossy_material(x, y, z)
+        if incidence > 0.0:
+            cosine = min(max(nx * vx + ny * vy + nz * vz, 0.0), 1.0)
+            factor = incidence + (max(1.0 - roughness, incidence) - incidence) * (1.0 - cosine) ** 5
+            rx, ry, rz = 2.0 * cosine * nx - vx, 2.0 * cosine * ny - vy, 2.0 * cosine * nz - vz
+            light = _mirrored(scene, x, y, z, nx, ny, nz, rx, ry, rz, roughness)
+            r, g, b = mix((r, g, b), light, factor)
     return _encode(r), _encode(g), _encode(b)
 
 
@@ -92,33 +193,6 @@ def _environment(dx, dy, dz):
 
 
 # ---------------------------------------------------------------------------------------------------- kernels
-
-
-@no_type_check
-@njit(cache=True, fastmath=True)
-def _trace(scene, ox, oy, oz, dx, dy, dz):
-    """Distance along a unit ray to the surface, or -1: sphere tracing inside the scenes' box."""
-    t, far = 0.0, 1e9
-    for o, d, low, high in (
-        (ox, dx, BOX_LOW[0], BOX_HIGH[0]),
-        (oy, dy, BOX_LOW[1], BOX_HIGH[1]),
-        (oz, dz, BOX_LOW[2], BOX_HIGH[2]),
-    ):
-        # A direction along a face is nudged off it; the quotient then is huge, with the right sign.
-        inverse = 1.0 / (d if abs(d) > 1e-12 else 1e-12)
-        enter, leave = (low - o) * inverse, (high - o) * inverse
-        t, far = max(t, min(enter, leave)), min(far, max(enter, leave))
-    if t >= far:
-        return -1.0
-    step = 0.0
-    for _ in range(_MAX_STEPS):
-        step = distance(scene, ox + t * dx, oy + t * dy, oz + t * dz)
-        if step < _HIT:
-            return t
-        t += step
-        if t > far:
-            return -1.0
-    return t if step < 20.0 * _HIT else -1.0
 
 
 @no_type_check
