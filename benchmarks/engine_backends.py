@@ -212,7 +212,7 @@ def _march(sizes: Sizes, device: torch.device, backend: str) -> Callable[[], Any
 def _drop(samples: int, sizes: Sizes, device: torch.device, backend: str) -> Callable[[], Any]:
     case = packed_case(samples, samples // 16, device)
     return lambda: marching.drop_hidden(
-        case.samples, case.sdf, case.inv_s, case.step, 1e-3, backend, capacity=samples
+        case.samples, case.sdf, case.inv_s, case.step, 1e-3, "neus", backend, capacity=samples
     )
 
 

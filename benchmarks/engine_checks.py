@@ -9,6 +9,7 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 
@@ -39,6 +40,7 @@ from benchmarks.engine_tools import (
 from encoder import hashgrid
 from models import compositing, marching, mlp, sdf_network
 from models.fields import SOFTPLUS_BETA
+from models.opacity import DENSITIES, DensityName
 from systems import adam
 from systems.trainer import Trainer
 from utils.types import RaySamples
@@ -401,16 +403,16 @@ def _check_capacity(judge: Judge, case: MarchCase, packed: RaySamples, backend: 
 
 def check_drop_hidden(judge: Judge, sizes: Sizes, device: torch.device) -> None:
     """What is kept, against the reference, and at full size against the Numba version on the CPU."""
-    for backend in judge.able(marching, device):
+    for backend, density in product(judge.able(marching, device), DENSITIES):
         for samples, other in ((sizes.slow_samples, "reference"), (sizes.samples[-1], "cpu")):
             for capacity in (None, samples):
                 padding = 0 if capacity is None else samples // 8
-                title = f"{samples - padding} of {samples} samples, against {other}"
+                title = f"{density}, {samples - padding} of {samples} samples, against {other}"
                 with judge.on(f"drop hidden {backend}", title):
                     case = packed_case(samples, samples // 16, device, padding)
                     on_cpu = packed_case(samples, samples // 16, torch.device("cpu"), padding)
-                    found = _visible(case, backend, capacity)
-                    expected = _visible(on_cpu, other, capacity)
+                    found = _visible(case, density, backend, capacity)
+                    expected = _visible(on_cpu, density, other, capacity)
                     marks, wanted = (
                         kept.ray_indices * 2**20 + (kept.t_middle / case.step).round().long()
                         for kept in (_real(found), _real(expected))
@@ -422,8 +424,10 @@ def check_drop_hidden(judge: Judge, sizes: Sizes, device: torch.device) -> None:
                     judge.decide((*where, "offsets"), relative_error(found.offsets.diff(), counts), 0.0)
 
 
-def _visible(case: PackedCase, backend: str, capacity: int | None) -> RaySamples:
-    return marching.drop_hidden(case.samples, case.sdf, case.inv_s, case.step, 1e-3, backend, capacity)
+def _visible(case: PackedCase, density: DensityName, backend: str, capacity: int | None) -> RaySamples:
+    return marching.drop_hidden(
+        *(case.samples, case.sdf, case.inv_s, case.step, 1e-3, density, backend), capacity=capacity
+    )
 
 
 def _real(samples: RaySamples) -> RaySamples:

@@ -34,7 +34,6 @@ from benchmarks.engine_tools import (
 )
 from models.compositing import accumulate, render_weights
 from models.marching import drop_hidden, march
-from models.neus import neus_alpha
 from systems.adam import Adam, all_finite
 from systems.device_step import DeviceStep
 from systems.step import FIELDS, weighted_sum
@@ -173,7 +172,8 @@ def phases_of(trainer: Trainer) -> list[Phase]:
         if not prunes:
             return marched
         return drop_hidden(
-            *(marched, look_ahead, inv_s, step, config.min_transmittance, model.backends.marching),
+            *(marched, look_ahead, inv_s, step, config.min_transmittance),
+            *(config.density, model.backends.marching),
             capacity=budget.rendered,
         )
 
@@ -197,7 +197,7 @@ def phases_of(trainer: Trainer) -> list[Phase]:
 
     def run_compositing() -> tuple[Tensor, Tensor]:
         cosine = (directions * normal).sum(dim=1)
-        alpha = neus_alpha(sdf, cosine, lengths, model.inv_s(), progress.cos_anneal)
+        alpha = model.density.alpha(sdf, cosine, lengths, model.inv_s(), progress.cos_anneal)
         weights = render_weights(alpha, samples.offsets, model.backends.compositing)
         pixels = accumulate(weights, values, samples.offsets, model.backends.compositing)
         geometry = torch.cat([normal.detach(), samples.t_middle[:, None]], dim=1)

@@ -1,8 +1,8 @@
 """NeuS (Wang et al. 2021) on a hash grid: a signed distance field rendered as a volume.
 
-A pixel is sum_i w_i c_i with w_i from alphas that come from the signed distance at both ends of a sample's
-interval; the zero level set is where the weight peaks (equations 10-13). Sampling follows an occupancy grid;
-what lies behind the first surface is dropped before gradients and colours are computed.
+A pixel is sum_i w_i c_i with w_i from alphas that come from signed distances, by NeuS's law or by VolSDF's
+(see ``opacity.py``). Sampling follows an occupancy grid; what lies behind the first surface is dropped before
+gradients and colours are computed.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from models.compositing import accumulate, render_weights
 from models.fields import RadianceConfig, RadianceField, SDFConfig, SDFField
 from models.marching import drop_hidden, march
 from models.occupancy import OccupancyConfig, OccupancyGrid, observable_cells
+from models.opacity import DENSITIES, DensityName
 from utils.errors import ConfigError
 from utils.types import Budget, Progress, Rays, RaySamples, RenderOutput, Scene
 
@@ -39,14 +40,18 @@ class NeuSConfig:
     radiance: RadianceConfig = field(default_factory=RadianceConfig)
     background: BackgroundConfig = field(default_factory=BackgroundConfig)
     occupancy: OccupancyConfig = field(default_factory=OccupancyConfig)
+    density: DensityName = "neus"
+    """How opacity follows from signed distance: by NeuS's law or by VolSDF's."""
     initial_inv_s: float = 20.0
-    """Sharpness of the logistic density at the start: its width is about 1.8 / inv_s scene units."""
+    """Sharpness of NeuS's logistic density at the start: its width is about 1.8 / inv_s scene units."""
+    initial_beta: float = 0.1
+    """Scale of VolSDF's Laplace density at the start, scene units."""
     min_step: float = 0.0034
     """Shortest marching step, scene units (instant-nsr-pl: 2 sqrt(3) / 1024)."""
     max_step: float = 0.0136
     """Longest marching step; the step is ``step_per_width / inv_s`` between these two."""
     step_per_width: float = 1.0
-    """Marching step in units of 1 / inv_s: a wide density needs no fine steps."""
+    """Marching step in units of 1 / inv_s or of beta: a wide density needs no fine steps."""
     min_transmittance: float = 1e-3
     """Samples that less than this share of a ray's light reaches are dropped; 0 keeps all."""
 
@@ -57,42 +62,10 @@ class NeuSConfig:
             )
         if not 1e-3 <= self.initial_inv_s <= 1e5:
             raise ValueError(f"model.initial_inv_s: must lie in 1e-3..1e5, got {self.initial_inv_s}")
+        if not 1e-4 <= self.initial_beta <= 10:
+            raise ValueError(f"model.initial_beta: must lie in 1e-4..10, got {self.initial_beta}")
         if not 0 <= self.min_transmittance < 1:
             raise ValueError(f"model.min_transmittance: must lie in [0, 1), got {self.min_transmittance}")
-
-
-def neus_alpha(
-    sdf: Float[Tensor, " S"],
-    cosine: Float[Tensor, " S"],
-    lengths: Float[Tensor, " S"],
-    inv_s: Float[Tensor, ""],
-    cos_anneal: float | Float[Tensor, ""],
-) -> Float[Tensor, " S"]:
-    """Opacity of a sample from its signed distance (NeuS, equation 13, the discrete form of section 3.3).
-
-    The distances at the interval's ends are extrapolated along the ray, sdf -+ |c| length / 2, with
-    c = -(relu(-cosine / 2 + 1/2) (1 - r) + relu(-cosine) r); alpha = max((F(prev) - F(next)) / F(prev), 0),
-    F the logistic function of inv_s * sdf. Surfaces seen from behind (cosine > 0) are transparent once r = 1.
-
-    Args:
-        sdf: at the sample's middle.
-        cosine: ray direction times unit normal, -1..1. The unit normal (as in instant-nsr-pl) rather than
-            NeuS's raw gradient keeps early steps bounded, while the gradient's length is still far from 1.
-        lengths: of the sample's interval.
-        inv_s: sharpness, a scalar tensor so that it can be learned.
-        cos_anneal: r in 0..1; 0 is the softened cosine that helps at the start.
-
-    Returns:
-        alpha in [0, 1].
-    """
-    relu = torch.nn.functional.relu
-    falling = relu(0.5 - 0.5 * cosine) * (1.0 - cos_anneal) + relu(-cosine) * cos_anneal
-    half = 0.5 * falling * lengths
-    # (F(p) - F(n)) / F(p) = 1 - F(n) / F(p); in logarithms no digits are lost far inside or far outside.
-    log_ratio = torch.nn.functional.logsigmoid((sdf - half) * inv_s) - torch.nn.functional.logsigmoid(
-        (sdf + half) * inv_s
-    )
-    return -torch.expm1(log_ratio.clamp(max=0.0))
 
 
 class NeuS(nn.Module):
@@ -110,8 +83,10 @@ class NeuS(nn.Module):
         self.backends = backends
         self.sdf_field = SDFField(config.sdf, backends)
         self.radiance = RadianceField(config.radiance, self.sdf_field.output_width, backends)
+        self.density = DENSITIES[config.density]
+        sharpness = config.initial_inv_s if config.density == "neus" else 1.0 / config.initial_beta
         # inv_s = exp(10 v) as in NeuS: Adam's steps on v change the sharpness by a factor, whatever its size.
-        self.variance = nn.Parameter(torch.tensor(config.initial_inv_s).log() / 10.0)
+        self.variance = nn.Parameter(torch.tensor(sharpness).log() / 10.0)
         self.background = Background(config.background, backends) if config.background.enabled else None
         self.occupancy = OccupancyGrid(config.occupancy, observable_cells(scene, config.occupancy))
 
@@ -121,8 +96,13 @@ class NeuS(nn.Module):
         return self.sdf_field.grid.num_levels
 
     def inv_s(self) -> Float[Tensor, ""]:
-        """Sharpness of the logistic density; its standard deviation is pi / (sqrt(3) inv_s)."""
-        return torch.exp(10.0 * self.variance).clamp(1e-6, 1e6)
+        """Sharpness: 1 / beta of VolSDF's density, or NeuS's, of standard deviation pi / (sqrt(3) inv_s)."""
+        return torch.exp(10.0 * self.variance).clamp(1e-6, self.density.max_sharpness)
+
+    def sharpness_scalars(self) -> dict[str, float]:
+        """For the history: ``inv_s``, and with VolSDF's density ``beta`` = 1 / inv_s beside it."""
+        inv_s = float(self.inv_s().detach())
+        return {"inv_s": inv_s} | ({"beta": 1.0 / inv_s} if self.config.density == "volsdf" else {})
 
     def step_size(self) -> Float[Tensor, ""]:
         """Marching step for the present sharpness, scene units; a tensor, so that no host waits for it."""
@@ -169,7 +149,7 @@ class NeuS(nn.Module):
             sdf = self.query_sdf(samples.positions(rays), progress, None if budget is None else samples.count)
             samples = drop_hidden(
                 *(samples, sdf, self.inv_s().detach(), step, self.config.min_transmittance),
-                self.backends.marching,
+                *(self.config.density, self.backends.marching),
                 capacity=rendered,
             )
         return samples, num_marched
@@ -202,7 +182,8 @@ class NeuS(nn.Module):
         rgb = self.radiance(outputs, rays.directions, samples.ray_indices, normal, count)
         sdf = outputs[:, 0]
         cosine = (directions * normal).sum(dim=1)
-        alpha = neus_alpha(sdf, cosine, samples.t_ends - samples.t_starts, self.inv_s(), progress.cos_anneal)
+        lengths = samples.t_ends - samples.t_starts
+        alpha = self.density.alpha(sdf, cosine, lengths, self.inv_s(), progress.cos_anneal)
         weights = render_weights(alpha, samples.offsets, self.backends.compositing)
 
         values = torch.cat([rgb, torch.ones_like(rgb[:, :1])], dim=1)
@@ -234,17 +215,16 @@ class NeuS(nn.Module):
     def update_occupancy(self, progress: Progress, generator: torch.Generator) -> None:
         """Refresh the occupancy grid from the present field.
 
-        A point's presence is the logistic density relative to its peak, 4 F(inv_s d) (1 - F(inv_s d)):
-        scale-free, and empty deep inside the object as well, which no ray reaches. d is the distance less
-        half a cell's diagonal: the density may be far thinner than a cell, and one random point must not
-        overlook it (cells closed by mistake tear holes).
+        A point's presence is the logistic or Laplace density relative to its peak: scale-free, and empty deep
+        inside the object as well, which no ray reaches. It is taken at the distance less half a cell's
+        diagonal: the density may be far thinner than a cell, and one random point must not overlook it (cells
+        closed by mistake tear holes).
         """
         half_diagonal = 3**0.5 / self.config.occupancy.resolution
 
         def presence(positions: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
             distance = (self.query_sdf(positions, progress).abs() - half_diagonal).clamp(min=0.0)
-            density = torch.sigmoid(distance * self.inv_s().detach())
-            return 4.0 * density * (1.0 - density)
+            return self.density.presence(distance, self.inv_s().detach())
 
         self.occupancy.update(presence, generator, progress.fraction)
 

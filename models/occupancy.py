@@ -31,7 +31,7 @@ class OccupancyConfig:
     reliably that a cell is empty, so this is far below instant-ngp's 0.95 for densities: 4
     looks instead of 90 from full to closed."""
     threshold: float = 0.01
-    """A cell is sampled while its value (0..1: the logistic density relative to its peak) is above this."""
+    """A cell is sampled while its value (0..1, the density's presence in ``opacity.py``) is above this."""
     open_until: float = 0.0
     """Fraction of training before which no observable cell is closed: what masks show but the surface does
     not reach yet must keep its samples, or nothing would ever pull the surface there."""

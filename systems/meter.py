@@ -100,7 +100,7 @@ class Meter:
             "loss": float(column["loss"][-1]),
             "psnr": self.psnr,
             **{name: last.get(name, 0.0) for name in self._terms},
-            "inv_s": float(self._model.inv_s().detach()),
+            **self._model.sharpness_scalars(),
             "occupied": self._model.occupancy.share,
             "rays": int(column["num_rays"][-1]),
             "samples": int(column["num_samples"][-1]),

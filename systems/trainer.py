@@ -46,7 +46,7 @@ class OptimizerConfig:
     networks: float = 2e-3
     """Learning rate of the networks."""
     variance: float = 2e-3
-    """Learning rate of v in inv_s = exp(10 v)."""
+    """Learning rate of v in inv_s = exp(10 v), or 1 / beta = exp(10 v)."""
     background: float = 2e-3
     """Learning rate of all of the background field.
 

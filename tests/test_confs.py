@@ -22,7 +22,8 @@ def test_there_are_configs() -> None:
 def test_config_loads_and_is_named_after_method_and_format(path: Path, device: str, vram: int | None) -> None:
     config = load_config(path, (), sections(), device, vram)
     method, form, *_ = path.stem.split("-")
-    assert (config.model.name, config.system.name, config.dataset.name) == (method, method, form)
+    assert (config.model.density, config.dataset.name) == (method, form)
+    assert config.name.startswith(f"{method}-{form}")
     # A run ends by itself, and its name is that of one folder.
     assert config.trainer.max_steps > 0
     assert config.name == Path(config.name).name

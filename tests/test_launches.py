@@ -18,14 +18,15 @@ SIZES_OF_A_GPU = (
     "model.radiance.hidden_width=64",
 )
 OUTSIDE = ("dataset.apply_mask=false", "system.loss.mask=0", "model.background.enabled=true")
+VOLSDF = ("model.density=volsdf",)
 HALF = ("model.sdf.hash_grid.table_dtype=float16", "trainer.optimizer.skip_untouched=true")
 
 
 @needs_triton
 @pytest.mark.parametrize(
     ("capability", "overrides", "more"),
-    [(80, SIZES_OF_A_GPU, ()), (90, (*SIZES_OF_A_GPU, *OUTSIDE, *HALF), ("interpolate_kernel",))],
-    ids=["Ampere", "Hopper, background, half table"],
+    [(80, SIZES_OF_A_GPU, ()), (90, (*SIZES_OF_A_GPU, *OUTSIDE, *HALF, *VOLSDF), ("interpolate_kernel",))],
+    ids=["Ampere", "Hopper, background, half table, VolSDF"],
 )
 def test_launches_of_a_step_compile(
     capability: int, overrides: tuple[str, ...], more: tuple[str, ...]

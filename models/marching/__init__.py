@@ -25,6 +25,7 @@ from torch import Tensor
 
 from models.compositing.optional import available_nerfacc
 from models.marching.packing import select
+from models.opacity import DensityName
 from utils.backend import available_anywhere, available_on_cpu, available_on_gpu, implementation
 from utils.types import Rays, RaySamples
 
@@ -65,28 +66,30 @@ def march(
 def drop_hidden(
     samples: RaySamples,
     sdf: Float[Tensor, " S"],
-    inv_s: float | Float[Tensor, ""],
+    sharpness: float | Float[Tensor, ""],
     step: float | Float[Tensor, ""],
     threshold: float,
+    density: DensityName,
     backend: str,
     capacity: int | None = None,
 ) -> RaySamples:
     """Keep the samples in front of which a ray still has more than ``threshold`` of its light.
 
-    The transmittance is estimated from the signed distances alone, with the slope along the ray
-    taken from neighbouring samples (clamped to [-1, 0]), so that neither gradients nor colours
-    have to be computed for what cannot be seen.
+    The transmittance comes from the signed distances alone, so that neither gradients nor colours have to be
+    computed for what cannot be seen. That is all VolSDF's opacities need; for NeuS's the slope along the ray
+    is estimated from neighbouring samples (clamped to [-1, 0]).
 
     Args:
         samples: as marched.
         sdf: at the samples' middles.
-        inv_s: sharpness of NeuS's logistic density.
+        sharpness: inv_s of NeuS's logistic density, 1 / beta of VolSDF's.
         step: the marching step.
         threshold: 0 keeps everything that any light reaches; 1e-3 is invisible in 8-bit pictures.
+        density: whose opacities, see ``models/opacity.py``.
         backend: a key of :data:`IMPLEMENTATIONS` or :data:`OPTIONAL`.
         capacity: as for :func:`march`; a ray that ``samples`` do not serve stays without.
     """
     keep = implementation("models.marching", backend).visible(
-        sdf, samples.t_middle, samples.offsets, inv_s, step, threshold
+        sdf, samples.t_middle, samples.offsets, sharpness, step, threshold, density
     )
     return select(samples, keep, capacity)

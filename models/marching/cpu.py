@@ -9,6 +9,7 @@ from numba import njit, prange
 from torch import Tensor
 
 from models.marching.packing import pack
+from models.opacity import DensityName
 from utils.types import RaySamples
 
 
@@ -106,8 +107,36 @@ def march(
 
 
 @no_type_check
+@njit(inline="always")
+def _logistic_alpha(sdf, middles, i, first, last, inv_s, step):
+    """NeuS's opacity of sample ``i`` among those of its ray, with the slope from its neighbours."""
+    slope = np.float32(0.0)
+    neighbours = 0
+    for k in range(max(i, first + 1), min(i + 2, last)):
+        gap = middles[k] - middles[k - 1]
+        if gap < np.float32(1.5) * step:
+            slope += (sdf[k] - sdf[k - 1]) / gap
+            neighbours += 1
+    slope = slope / np.float32(neighbours) if neighbours > 0 else np.float32(-1.0)
+    slope = max(min(slope, np.float32(0.0)), np.float32(-1.0))
+    # 1 - F(next) / F(prev) = (1 - exp(next - prev)) F(-next), which stays exact deep inside.
+    half = np.float32(0.5) * slope * step
+    after = (sdf[i] + half) * inv_s
+    return -math.expm1(np.float32(2.0) * half * inv_s) / (np.float32(1.0) + math.exp(after))
+
+
+@no_type_check
+@njit(inline="always")
+def _laplace_alpha(sdf, sharpness, step):
+    """VolSDF's opacity."""
+    tail = np.float32(0.5) * math.exp(-abs(sdf) * sharpness)
+    profile = tail if sdf >= np.float32(0.0) else np.float32(1.0) - tail
+    return -math.expm1(-sharpness * step * profile)
+
+
+@no_type_check
 @njit(parallel=True, error_model="numpy", cache=True)
-def _visible_kernel(sdf, middles, offsets, inv_s, step, threshold, keep):
+def _visible_kernel(sdf, middles, offsets, sharpness, step, threshold, is_laplace, keep):
     for ray in prange(offsets.shape[0] - 1):
         first = offsets[ray]
         last = offsets[ray + 1]
@@ -116,19 +145,10 @@ def _visible_kernel(sdf, middles, offsets, inv_s, step, threshold, keep):
             if not transmittance > threshold:
                 break
             keep[i] = True
-            slope = np.float32(0.0)
-            neighbours = 0
-            for k in range(max(i, first + 1), min(i + 2, last)):
-                gap = middles[k] - middles[k - 1]
-                if gap < np.float32(1.5) * step:
-                    slope += (sdf[k] - sdf[k - 1]) / gap
-                    neighbours += 1
-            slope = slope / np.float32(neighbours) if neighbours > 0 else np.float32(-1.0)
-            slope = max(min(slope, np.float32(0.0)), np.float32(-1.0))
-            # 1 - F(next) / F(prev) = (1 - exp(next - prev)) F(-next), which stays exact deep inside.
-            half = np.float32(0.5) * slope * step
-            after = (sdf[i] + half) * inv_s
-            alpha = -math.expm1(np.float32(2.0) * half * inv_s) / (np.float32(1.0) + math.exp(after))
+            if is_laplace:
+                alpha = _laplace_alpha(sdf[i], sharpness, step)
+            else:
+                alpha = _logistic_alpha(sdf, middles, i, first, last, sharpness, step)
             transmittance *= np.float32(1.0) - alpha
 
 
@@ -136,9 +156,10 @@ def visible(
     sdf: Tensor,
     middles: Tensor,
     offsets: Tensor,
-    inv_s: float | Tensor,
+    sharpness: float | Tensor,
     step: float | Tensor,
     threshold: float,
+    density: DensityName,
 ) -> Tensor:
     """See the package's ``drop_hidden``."""
     keep = torch.zeros(len(sdf), dtype=torch.bool)
@@ -146,9 +167,10 @@ def visible(
         sdf.numpy(),
         middles.numpy(),
         offsets.numpy(),
-        np.float32(float(inv_s)),
+        np.float32(float(sharpness)),
         np.float32(float(step)),
         np.float32(threshold),
+        density == "volsdf",
         keep.numpy(),
     )
     return keep

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from models.marching.packing import serve
+from models.opacity import DensityName
 from utils.types import RaySamples
 
 _BLOCK = 64
@@ -143,7 +144,41 @@ def march(
 
 @no_type_check
 @triton.jit
-def _visible_kernel(sdf, middles, offsets, inv_s, step, threshold, keep, BLOCK: tl.constexpr):
+def _logistic_alpha(sdf_0, sdf_1, sdf_2, gap_behind, gap_before, has_front, has_second, inv_s, step):
+    """NeuS's opacity of the middle one of three neighbours, with the slope from the other two."""
+    is_behind = has_front & (gap_behind < 1.5 * step)
+    is_before = has_second & (gap_before < 1.5 * step)
+    slope = tl.where(is_behind, (sdf_0 - sdf_1) / tl.where(is_behind, gap_behind, 1.0), 0.0)
+    slope += tl.where(is_before, (sdf_1 - sdf_2) / tl.where(is_before, gap_before, 1.0), 0.0)
+    slope = tl.where(is_behind & is_before, 0.5 * slope, slope)
+    slope = tl.where(is_behind | is_before, slope, -1.0)
+    slope = tl.where(slope > 0.0, 0.0, tl.where(slope < -1.0, -1.0, slope))
+    # 1 - F(next) / F(prev) = (1 - exp(next - prev)) F(-next), which stays exact deep inside.
+    half = 0.5 * slope * step
+    return (1.0 - tl.exp(2.0 * half * inv_s)) / (1.0 + tl.exp((sdf_1 + half) * inv_s))
+
+
+@no_type_check
+@triton.jit
+def _laplace_alpha(sdf, sharpness, step):
+    """VolSDF's opacity."""
+    tail = 0.5 * tl.exp(-tl.abs(sdf) * sharpness)
+    return 1.0 - tl.exp(-sharpness * step * tl.where(sdf >= 0.0, tail, 1.0 - tail))
+
+
+@no_type_check
+@triton.jit
+def _visible_kernel(
+    sdf,
+    middles,
+    offsets,
+    sharpness,
+    step,
+    threshold,
+    keep,
+    IS_LAPLACE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Mark the samples of a ray in front of which more than ``threshold`` of its light is left.
 
     Each lane works out what the sample *before* its own lets through, so that the running product over the
@@ -151,7 +186,7 @@ def _visible_kernel(sdf, middles, offsets, inv_s, step, threshold, keep, BLOCK: 
     """
     ray = tl.program_id(0)
     first, end = tl.load(offsets + ray), tl.load(offsets + ray + 1)
-    sharpness, width = tl.load(inv_s), tl.load(step)
+    scale, width = tl.load(sharpness), tl.load(step)
     lane = tl.arange(0, BLOCK)
     start = first
     light = tl.full(
@@ -161,25 +196,20 @@ def _visible_kernel(sdf, middles, offsets, inv_s, step, threshold, keep, BLOCK: 
         row = start + lane
         is_row = row < end
         has_front = is_row & (row - 1 >= first)
-        has_second = is_row & (row - 2 >= first)
-        sdf_0 = tl.load(sdf + row, mask=is_row, other=0.0)
         sdf_1 = tl.load(sdf + row - 1, mask=has_front, other=0.0)
-        sdf_2 = tl.load(sdf + row - 2, mask=has_second, other=0.0)
-        middle_0 = tl.load(middles + row, mask=is_row, other=0.0)
-        middle_1 = tl.load(middles + row - 1, mask=has_front, other=0.0)
-        middle_2 = tl.load(middles + row - 2, mask=has_second, other=0.0)
-
-        gap_behind, gap_before = middle_0 - middle_1, middle_1 - middle_2
-        is_behind = has_front & (gap_behind < 1.5 * width)
-        is_before = has_second & (gap_before < 1.5 * width)
-        slope = tl.where(is_behind, (sdf_0 - sdf_1) / tl.where(is_behind, gap_behind, 1.0), 0.0)
-        slope += tl.where(is_before, (sdf_1 - sdf_2) / tl.where(is_before, gap_before, 1.0), 0.0)
-        slope = tl.where(is_behind & is_before, 0.5 * slope, slope)
-        slope = tl.where(is_behind | is_before, slope, -1.0)
-        slope = tl.where(slope > 0.0, 0.0, tl.where(slope < -1.0, -1.0, slope))
-        # 1 - F(next) / F(prev) = (1 - exp(next - prev)) F(-next), which stays exact deep inside.
-        half = 0.5 * slope * width
-        alpha = (1.0 - tl.exp(2.0 * half * sharpness)) / (1.0 + tl.exp((sdf_1 + half) * sharpness))
+        if IS_LAPLACE:
+            alpha = _laplace_alpha(sdf_1, scale, width)
+        else:
+            has_second = is_row & (row - 2 >= first)
+            sdf_0 = tl.load(sdf + row, mask=is_row, other=0.0)
+            sdf_2 = tl.load(sdf + row - 2, mask=has_second, other=0.0)
+            middle_0 = tl.load(middles + row, mask=is_row, other=0.0)
+            middle_1 = tl.load(middles + row - 1, mask=has_front, other=0.0)
+            middle_2 = tl.load(middles + row - 2, mask=has_second, other=0.0)
+            gap_behind, gap_before = middle_0 - middle_1, middle_1 - middle_2
+            alpha = _logistic_alpha(
+                sdf_0, sdf_1, sdf_2, gap_behind, gap_before, has_front, has_second, scale, width
+            )
         transmittance = light * tl.cumprod(tl.where(has_front, 1.0 - alpha, 1.0), 0)
         tl.store(keep + row, (transmittance > threshold).to(tl.uint8), mask=is_row)
         light = tl.sum(tl.where(lane == BLOCK - 1, transmittance, 0.0), 0)
@@ -190,16 +220,18 @@ def visible(
     sdf: Tensor,
     middles: Tensor,
     offsets: Tensor,
-    inv_s: float | Tensor,
+    sharpness: float | Tensor,
     step: float | Tensor,
     threshold: float,
+    density: DensityName,
 ) -> Tensor:
     """See the package's ``drop_hidden``."""
     keep = torch.zeros_like(middles, dtype=torch.bool)
-    scalars = _on_device(inv_s, sdf.device), _on_device(step, sdf.device)
+    scalars = _on_device(sharpness, sdf.device), _on_device(step, sdf.device)
     _visible_kernel[(len(offsets) - 1,)](
         *(sdf.detach().contiguous(), middles.contiguous(), offsets, *scalars, float(threshold)),
         keep.view(torch.uint8),
+        IS_LAPLACE=density == "volsdf",
         BLOCK=_BLOCK,
         num_warps=1,
     )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from models.marching.packing import pack
+from models.opacity import DensityName
 from utils.types import RaySamples
 
 
@@ -42,25 +43,44 @@ def visible(
     sdf: Tensor,
     middles: Tensor,
     offsets: Tensor,
-    inv_s: float | Tensor,
+    sharpness: float | Tensor,
     step: float | Tensor,
     threshold: float,
+    density: DensityName,
 ) -> Tensor:
     """See the package's ``drop_hidden``."""
-    inv_s, step = float(inv_s), float(step)
+    sharpness, step = float(sharpness), float(step)
     keep = torch.zeros(len(sdf), dtype=torch.bool, device=sdf.device)
     for first, last in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         transmittance = 1.0
         for i in range(first, last):
-            neighbours = [
-                (j, k)
-                for j, k in ((i - 1, i), (i, i + 1))
-                if first <= j and k < last and middles[k] - middles[j] < 1.5 * step
-            ]
-            slopes = [float((sdf[k] - sdf[j]) / (middles[k] - middles[j])) for j, k in neighbours] or [-1.0]
-            slope = max(min(sum(slopes) / len(slopes), 0.0), -1.0)
-            after = (sdf[i] + slope * step / 2) * inv_s
             keep[i] = transmittance > threshold
-            # 1 - F(next) / F(prev) = (1 - exp(next - prev)) F(-next), which stays exact deep inside.
-            transmittance *= 1 - float(-math.expm1(slope * step * inv_s) * torch.sigmoid(-after))
+            if density == "volsdf":
+                alpha = _laplace_alpha(float(sdf[i]), sharpness, step)
+            else:
+                slope = _slope(sdf[first:last], middles[first:last], i - first, step)
+                alpha = _logistic_alpha(float(sdf[i]), slope, sharpness, step)
+            transmittance *= 1 - alpha
     return keep
+
+
+def _slope(sdf: Tensor, middles: Tensor, i: int, step: float) -> float:
+    """Of the signed distance along one ray at its sample ``i``: mean over neighbours without a gap."""
+    neighbours = [
+        (j, k)
+        for j, k in ((i - 1, i), (i, i + 1))
+        if j >= 0 and k < len(sdf) and middles[k] - middles[j] < 1.5 * step
+    ]
+    slopes = [float((sdf[k] - sdf[j]) / (middles[k] - middles[j])) for j, k in neighbours] or [-1.0]
+    return max(min(sum(slopes) / len(slopes), 0.0), -1.0)
+
+
+def _logistic_alpha(sdf: float, slope: float, inv_s: float, step: float) -> float:
+    # 1 - F(next) / F(prev) = (1 - exp(next - prev)) F(-next), which stays exact deep inside.
+    after = torch.tensor((sdf + slope * step / 2) * inv_s)
+    return float(-math.expm1(slope * step * inv_s) * torch.sigmoid(-after))
+
+
+def _laplace_alpha(sdf: float, sharpness: float, step: float) -> float:
+    tail = 0.5 * math.exp(-abs(sdf) * sharpness)
+    return -math.expm1(-sharpness * step * (tail if sdf >= 0 else 1 - tail))

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import marching
+from models.opacity import DENSITIES, DensityName
 from utils.types import Rays, RaySamples
 
 # An exponential that overflows is meant: its reciprocal is the zero that is wanted.
@@ -51,17 +52,19 @@ def march(
 def drop_hidden(
     samples: RaySamples,
     sdf: Tensor,
-    inv_s: float | Tensor,
+    sharpness: float | Tensor,
     step: float | Tensor,
     threshold: float,
     backend: str,
     capacity: int | None = None,
+    density: DensityName = "neus",
 ) -> RaySamples:
     device = device_of(backend)
-    scalars = [value.to(device) if isinstance(value, Tensor) else value for value in (inv_s, step)]
+    scalars = [value.to(device) if isinstance(value, Tensor) else value for value in (sharpness, step)]
     return moved(
         marching.drop_hidden(
-            *(moved(samples, device), sdf.to(device), *scalars, threshold, backend), capacity=capacity
+            *(moved(samples, device), sdf.to(device), *scalars, threshold, density, backend),
+            capacity=capacity,
         ),
         "cpu",
     )
@@ -330,8 +333,9 @@ def assert_equal(first: RaySamples, second: RaySamples) -> None:
         assert left is None or torch.equal(left, right), field.name
 
 
-@pytest.mark.parametrize("inv_s", [10.0, 64.0, 1000.0, 1e6])
-def test_dropping_against_the_reference(backend: str, inv_s: float) -> None:
+@pytest.mark.parametrize("density", DENSITIES)
+@pytest.mark.parametrize("sharpness", [10.0, 64.0, 1000.0, 1e6])
+def test_dropping_against_the_reference(backend: str, sharpness: float, density: DensityName) -> None:
     # Rays longer than a block of the CUDA kernel, and one that ends where a block ends.
     counts = [0, 60, 1, 0, 65, 150, 2, 64, 0]
     middles = [[0.02 * k + (0.5 if k > 20 else 0.0) for k in range(count)] for count in counts]
@@ -339,9 +343,38 @@ def test_dropping_against_the_reference(backend: str, inv_s: float) -> None:
     for _ in range(3):
         # A smooth random walk around the surface.
         sdf = (torch.randn(len(samples)) * 0.02).cumsum(0)
-        expected = drop_hidden(samples, sdf, inv_s, 0.02, 1e-3, "reference")
+        expected = drop_hidden(samples, sdf, sharpness, 0.02, 1e-3, "reference", density=density)
         assert len(expected) > 10
-        assert_equal(drop_hidden(samples, sdf, inv_s, 0.02, 1e-3, backend), expected)
+        assert_equal(drop_hidden(samples, sdf, sharpness, 0.02, 1e-3, backend, density=density), expected)
+
+
+@pytest.mark.parametrize("sharpness", [20.0, 150.0, 1e4])
+@pytest.mark.parametrize("threshold", [0.0, 1e-3, 0.3])
+def test_a_density_keeps_just_what_its_own_opacities_let_see(
+    backend: str, sharpness: float, threshold: float
+) -> None:
+    # VolSDF's opacities depend on distances alone: what is dropped is known exactly, gaps or not.
+    counts = [70, 0, 1, 130]
+    samples = samples_along([[0.02 * k + 0.5 * (k > 30) for k in range(count)] for count in counts], 0.02)
+    sdf = 0.3 + (torch.randn(len(samples)) * 0.06).cumsum(0)
+    scaled = sharpness * sdf.double()
+    profile = torch.where(scaled > 0, 0.5 * torch.exp(-scaled.abs()), 1 - 0.5 * torch.exp(-scaled.abs()))
+    light = torch.exp(-sharpness * 0.02 * profile)
+    expected = []
+    for first, last in zip(samples.offsets[:-1], samples.offsets[1:], strict=True):
+        in_front = torch.cat([torch.ones(1), light[first:last].cumprod(0)])[: last - first]
+        expected.append(in_front > threshold)
+    keep = torch.cat(expected)
+    visible = drop_hidden(samples, sdf, sharpness, 0.02, threshold, backend, density="volsdf")
+    assert torch.equal(visible.t_middle, samples.t_middle[keep])
+    assert torch.equal(visible.ray_indices, samples.ray_indices[keep])
+
+
+def test_a_density_hides_from_behind_too(backend: str) -> None:
+    # The ray starts inside and leaves: to NeuS that is transparent, a medium is opaque from both sides.
+    samples = samples_along([[0.1 * k for k in range(10)]], 0.1)
+    sdf = samples.t_middle - 0.45
+    assert len(drop_hidden(samples, sdf, 1000.0, 0.1, 1e-3, backend, density="volsdf")) == 1
 
 
 def test_what_is_left_is_packed(backend: str) -> None:
@@ -533,7 +566,8 @@ def test_cuda_with_a_capacity_never_waits_for_the_device() -> None:
     with NoWaiting():
         samples = marching.march(rays, occupied, step, jitter, "cuda", 10)
         sdf = torch.ones(10, device=DEVICE)
-        marching.drop_hidden(samples, sdf, 4 * step, step, 1e-3, "cuda", 9)
+        for density in DENSITIES:
+            marching.drop_hidden(samples, sdf, 4 * step, step, 1e-3, density, "cuda", 9)
 
 
 @needs_triton
@@ -550,9 +584,12 @@ def test_kernels_compile(capability: int) -> None:
         counting = signature | dict.fromkeys(columns, "constexpr"), constants | dict.fromkeys(columns)
         writing = signature | columns, constants | {"WRITES": True}
         kernels += [Kernel(module, "_march_kernel", *types, num_warps=1) for types in (counting, writing)]
-    signature = {"sdf": "*fp32", "middles": "*fp32", "offsets": "*i64", "inv_s": "*fp32", "step": "*fp32"}
-    signature |= {"threshold": "fp32", "keep": "*u8", "BLOCK": "constexpr"}
-    kernels.append(Kernel(module, "_visible_kernel", signature, {"BLOCK": 64}, num_warps=1))
+    signature = {"sdf": "*fp32", "middles": "*fp32", "offsets": "*i64", "sharpness": "*fp32"}
+    signature |= {"step": "*fp32", "threshold": "fp32", "keep": "*u8"}
+    signature |= {"IS_LAPLACE": "constexpr", "BLOCK": "constexpr"}
+    for is_laplace in (False, True):
+        constants = {"IS_LAPLACE": is_laplace, "BLOCK": 64}
+        kernels.append(Kernel(module, "_visible_kernel", signature, constants, num_warps=1))
     for result in compile_ahead(kernels, capability):
         assert not result["error"]
         assert result["spilled"] == 0

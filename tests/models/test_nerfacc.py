@@ -18,6 +18,7 @@ from torch import Tensor
 
 from models.compositing import OPTIONAL, accumulate, render_weights
 from models.marching import drop_hidden, march
+from models.opacity import DENSITIES
 from utils.backend import implementation
 from utils.types import Rays
 
@@ -189,10 +190,14 @@ def test_marching_and_dropping_as_ours(nerfacc: ModuleType, capacity: int | None
     torch.testing.assert_close(theirs.t_ends, ours.t_ends, atol=1e-5, rtol=0)
 
     sdf = 0.3 - ours.t_middle % 0.7
-    visible = [drop_hidden(ours, sdf, 60.0, step, 1e-3, name, capacity) for name in ("reference", "nerfacc")]
-    assert 0 < int(visible[0].count) < int(ours.count)
-    assert torch.equal(visible[0].offsets, visible[1].offsets)
-    assert torch.equal(visible[0].t_starts, visible[1].t_starts)
+    for density in DENSITIES:
+        visible = [
+            drop_hidden(ours, sdf, 60.0, step, 1e-3, density, name, capacity)
+            for name in ("reference", "nerfacc")
+        ]
+        assert 0 < int(visible[0].count) < int(ours.count)
+        assert torch.equal(visible[0].offsets, visible[1].offsets)
+        assert torch.equal(visible[0].t_starts, visible[1].t_starts)
 
 
 def test_compositing_as_ours(nerfacc: ModuleType) -> None:

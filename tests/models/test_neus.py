@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
@@ -16,6 +17,7 @@ from models.background import BackgroundConfig
 from models.fields import RadianceConfig, SDFConfig
 from models.neus import NeuS, NeuSConfig
 from models.occupancy import OccupancyConfig
+from models.opacity import DENSITIES, DensityName
 from utils.errors import BackendError
 from utils.types import Cameras, ImageStack, Progress, Rays, Scene
 
@@ -90,12 +92,16 @@ def random_rays(count: int) -> Rays:
     return Rays(origins, directions, near, far, torch.zeros(count, dtype=torch.int64))
 
 
-def sphere_model(inv_s: float = 400.0, backend: str = "cpu", background: bool = False) -> NeuS:
+def sphere_model(
+    inv_s: float = 400.0, backend: str = "cpu", background: bool = False, density: DensityName = "neus"
+) -> NeuS:
     """A model whose network is the sphere of radius 0.5 to within a hundredth.
 
     4 mean_k relu(w_k x) is |x| for units w_k spread evenly over the sphere; Fibonacci's spiral spreads them.
     """
-    model = NeuS(small_config(backend, background, inv_s, width=256), three_views(), Backends.all(backend))
+    config = small_config(backend, background, inv_s, width=256)
+    config = replace(config, density=density, initial_beta=1 / inv_s)
+    model = NeuS(config, three_views(), Backends.all(backend))
     k = torch.arange(256) + 0.5
     z = 1 - 2 * k / 256
     angle = k * math.pi * (3 - math.sqrt(5))
@@ -128,6 +134,48 @@ def test_depth_is_where_the_model_itself_is_zero() -> None:
     surface = rays.origins + (render.depth / render.opacity)[:, None] * rays.directions
     # The density is narrower than the step of 0.01: what is seen is the middle of the sample that holds it.
     assert model.query_sdf(surface, DONE).abs().max() < 0.003
+
+
+def test_both_densities_show_the_same_sharp_surface() -> None:
+    models = [sphere_model(inv_s=4000.0, density=density) for density in DENSITIES]
+    models[1].load_state_dict(models[0].state_dict())
+    rays = random_rays(200)
+    neus, volsdf = (model.render(rays, DONE, GREEN) for model in models)
+    # Where a ray grazes, or passes just beside, a softness of less than a step still tells.
+    along = -(rays.origins * rays.directions).sum(dim=1)
+    beside = (rays.origins + along[:, None] * rays.directions).norm(dim=1)
+    clear = (beside - 0.5).abs() > 0.03
+    assert (neus.opacity[clear] > 0.9).sum() > 50
+    assert (neus.opacity[clear] < 0.1).sum() > 20
+    torch.testing.assert_close(volsdf.opacity[clear], neus.opacity[clear], atol=1e-3, rtol=0)
+    torch.testing.assert_close(volsdf.depth[clear], neus.depth[clear], atol=0.015, rtol=0)
+    torch.testing.assert_close(volsdf.rgb[clear], neus.rgb[clear], atol=0.02, rtol=0)
+
+
+def test_versions_render_a_density_alike() -> None:
+    rays = random_rays(12)
+    models = [sphere_model(inv_s=50.0, backend=name, density="volsdf") for name in ("cpu", "reference")]
+    models[1].load_state_dict(models[0].state_dict())
+    colors = [model.render(rays, DONE, GREEN).rgb for model in models]
+    torch.testing.assert_close(colors[0], colors[1], atol=1e-5, rtol=1e-4)
+
+
+def test_beta_has_the_gradient_of_finite_differences() -> None:
+    model, rays = sphere_model(inv_s=30.0, density="volsdf"), random_rays(30)
+    # The samples hang on beta too, through the step, which is held; pruning would jump.
+    model = NeuS(replace(model.config, min_transmittance=0.0, step_per_width=10.0), three_views(), CPU)
+    towards = torch.randn(30, 3)
+
+    def total() -> Tensor:
+        return (model.render(rays, DONE, GREEN).rgb * towards).sum()
+
+    (gradient,) = torch.autograd.grad(total(), model.variance)
+    around = []
+    for shift in (1e-3, -2e-3, 1e-3):
+        with torch.no_grad():
+            model.variance += shift
+            around.append(float(total()))
+    assert float(gradient) == pytest.approx((around[0] - around[1]) / 2e-3, rel=1e-2)
 
 
 def test_samples_of_a_sphere() -> None:
@@ -165,11 +213,12 @@ def test_surface_hides_the_background() -> None:
     assert (on_black.rgb <= on_green.opacity[:, None] + 1e-6).all()
 
 
-def test_dropping_hidden_samples_does_not_change_the_picture() -> None:
-    model = sphere_model(inv_s=64.0)
+@pytest.mark.parametrize("density", DENSITIES)
+def test_dropping_hidden_samples_does_not_change_the_picture(density: DensityName) -> None:
+    model = sphere_model(inv_s=64.0, density=density)
     rays = random_rays(40)
     dropped = model.render(rays, DONE, GREEN)
-    config = NeuSConfig(**{**vars(model.config), "min_transmittance": 0.0})
+    config = replace(model.config, min_transmittance=0.0)
     complete = NeuS(config, three_views(), CPU)
     complete.load_state_dict(model.state_dict())
     full = complete.render(rays, DONE, GREEN)
@@ -179,8 +228,9 @@ def test_dropping_hidden_samples_does_not_change_the_picture() -> None:
     torch.testing.assert_close(dropped.opacity, full.opacity, atol=2e-3, rtol=0)
 
 
-def test_occupancy_follows_the_surface_and_does_not_change_the_picture() -> None:
-    model = sphere_model(inv_s=100.0)
+@pytest.mark.parametrize("density", DENSITIES)
+def test_occupancy_follows_the_surface_and_does_not_change_the_picture(density: DensityName) -> None:
+    model = sphere_model(inv_s=100.0, density=density)
     spots = torch.rand(60, 2) * 1.4 - 0.7
     # Where a ray grazes the sphere, light that passes far from it counts, too.
     spots = spots[(spots.norm(dim=1) - 0.5).abs() > 0.06]
@@ -194,8 +244,8 @@ def test_occupancy_follows_the_surface_and_does_not_change_the_picture() -> None
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     distance = torch.stack([x, y, z]).norm(dim=0)
     half_diagonal = math.sqrt(3) / size
-    # Presence falls to the threshold 0.01 at |sdf| = 6 / inv_s = 0.06 and half a diagonal, half a diagonal
-    # from the cell's centre; the network is off by up to 0.01.
+    # Presence falls to the threshold 0.01 at |sdf| = 6 / inv_s = 0.06 (VolSDF: 4.6 beta) and half a diagonal,
+    # half a diagonal from the cell's centre; the network is off by up to 0.01.
     far_away = (distance - 0.5).abs() > 2 * half_diagonal + 0.07
     assert not occupied[far_away].any()
     assert occupied[(distance - 0.5).abs() < 0.2 / size].all()
@@ -385,6 +435,16 @@ def test_sharpness_and_step() -> None:
     assert model.step_size() == model.config.min_step
 
 
+def test_sharpness_of_a_density_is_one_over_beta() -> None:
+    model = sphere_model(inv_s=20.0, density="volsdf")
+    assert model.inv_s().item() == pytest.approx(20.0, rel=1e-5)
+    assert model.sharpness_scalars() == pytest.approx({"inv_s": 20.0, "beta": 0.05}, rel=1e-5)
+    with torch.no_grad():
+        model.variance.fill_(50.0)
+    assert model.sharpness_scalars()["beta"] == pytest.approx(1e-4)
+    assert list(sphere_model().sharpness_scalars()) == ["inv_s"]
+
+
 def test_parameter_groups_hold_each_parameter_once() -> None:
     model = NeuS(small_config(background=True), three_views(), CPU)
     groups = model.parameter_groups()
@@ -471,6 +531,7 @@ def test_build_refuses_unknown_and_unusable_backends() -> None:
     [
         ({"min_step": 0.1}, r"model\.min_step: must lie in \(0, max_step = 0\.0136\], got 0\.1"),
         ({"initial_inv_s": 0.0}, r"model\.initial_inv_s"),
+        ({"initial_beta": 0.0}, r"model\.initial_beta: must lie in 1e-4\.\.10, got 0\.0"),
         ({"min_transmittance": 1.0}, r"model\.min_transmittance"),
     ],
 )

@@ -96,7 +96,9 @@ def render_and_differentiate(
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference", ON_GPU_CODE])
-@pytest.mark.parametrize("overrides", [(), WITHOUT_MASKS], ids=["masks", "background"])
+@pytest.mark.parametrize(
+    "overrides", [(), WITHOUT_MASKS, ("model.density=volsdf",)], ids=["masks", "background", "volsdf"]
+)
 @pytest.mark.parametrize("prunes", [True, False], ids=["pruned", "all"])
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="compares backends of the CPU")
 def test_same_numbers_as_packed(overrides: tuple[str, ...], backend: str, prunes: bool) -> None:
@@ -382,7 +384,11 @@ class NoWaiting(TorchDispatchMode):
 
 
 @needs_triton
-@pytest.mark.parametrize("overrides", [(), WITHOUT_MASKS, EVERY_TERM], ids=["masks", "background", "terms"])
+@pytest.mark.parametrize(
+    "overrides",
+    [(), WITHOUT_MASKS, EVERY_TERM, ("model.density=volsdf",)],
+    ids=["masks", "background", "terms", "volsdf"],
+)
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="a GPU checks this itself, see benchmarks/engine.py")
 def test_a_step_waits_for_nothing(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     training = new_trainer(

@@ -18,6 +18,7 @@ from tiny import (
     tiny_scene,
 )
 
+from models.opacity import DENSITIES
 from process_data.batches import RayBatches
 from systems import checkpoint, trainer
 from systems.step import composite_masked
@@ -134,9 +135,11 @@ def test_history_table_and_checkpoints_of_a_run(tmp_path: Path) -> None:
     assert "sparsity:off" in row_of["losses"]
 
 
-def test_training_learns(tmp_path: Path) -> None:
+@pytest.mark.parametrize("density", DENSITIES)
+def test_training_learns(tmp_path: Path, density: str) -> None:
     """The sphere starts with radius 0.4 and is 0.5 in the photographs."""
-    training = new_trainer(tmp_path, "trainer.max_steps=150", "trainer.samples_per_step=1024")
+    options = ("trainer.max_steps=150", "trainer.samples_per_step=1024", f"model.density={density}")
+    training = new_trainer(tmp_path, *options)
     directions = torch.nn.functional.normalize(torch.randn(500, 3), dim=1)
     distance = []
     for _ in range(2):
@@ -146,6 +149,9 @@ def test_training_learns(tmp_path: Path) -> None:
             training.train()
     assert distance[0] > 0.08
     assert distance[1] < 0.03
+    if density == "volsdf":
+        betas = [float(beta) for beta in history(training.run)["beta"]]
+        assert betas[-1] < 0.9 * betas[0] < 0.09
 
 
 def test_losses_in_one_line(tmp_path: Path) -> None:
