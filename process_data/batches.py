@@ -3,7 +3,7 @@
 Every pixel of every training image is equally likely: one flat index runs over them all, so images of
 different sizes are weighted by their area and no image is favoured. Draws come from a generator of this
 object's own, whose state goes into checkpoints; a resumed run therefore sees exactly the rays that an
-uninterrupted one would have seen.
+uninterrupted one would have seen. Where a loss looks at patches, a batch begins with these.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from jaxtyping import Float, Float16, Float32, Int32, Int64
 from torch import Tensor
 
 from process_data.cameras import RayGenerator, image_rays
+from process_data.patches import PatchSampler
 from utils.backend import restore_generator
 from utils.errors import ConfigError
 from utils.types import Batch, ImageStack, Scene
@@ -35,6 +36,12 @@ class Priors:
     """So many points are drawn, with replacement."""
     max_error: float = 1.5
     """Largest mean reprojection error of a point, pixels, where it is known."""
+    patches: str | None = None
+    """Config key of the patches' size, where a loss term looks at patches."""
+    patch_size: int = 11
+    """Pixels along a patch's side."""
+    num_patches: int = 4
+    """So many patches lead each batch."""
 
 
 class RayBatches:
@@ -52,7 +59,7 @@ class RayBatches:
 
     Raises:
         ConfigError: ``foreground_fraction`` is out of range, or above 0 without masks; the scene does not
-            have what ``priors`` asks for, or is warped (``dataset.ndc``).
+            have what ``priors`` asks for, or is warped (``dataset.ndc``); a picture is smaller than a patch.
         ValueError: ``indices`` is empty or names a view that does not exist.
     """
 
@@ -110,10 +117,35 @@ class RayBatches:
         if self.priors.points is not None:
             self._points = _sparse_points(scene, views, self.priors.points, self.priors.max_error)
             self._points = self._points.to(self.device)
+        self._patches: PatchSampler | None = None
+        if self.priors.patches is not None:
+            self._patches = PatchSampler(
+                *(scene, views, starts),
+                patch_size=self.priors.patch_size,
+                num_patches=self.priors.num_patches,
+                device=self.device,
+                key=self.priors.patches,
+            )
+
+    @property
+    def num_patch_rays(self) -> int:
+        """Rays of the patches that lead a batch, which has at least these; 0 without patches."""
+        return 0 if self._patches is None else self._patches.num_rays
 
     def draw(self, num_rays: int) -> Batch:
-        """Draw a batch of ``num_rays`` rays through pixel centres (with replacement)."""
-        positions = self._draw_positions(num_rays)
+        """Draw a batch of ``num_rays`` rays through pixel centres (with replacement), patches first.
+
+        Raises:
+            ValueError: there are fewer than :attr:`num_patch_rays`.
+        """
+        if num_rays < self.num_patch_rays:
+            raise ValueError(
+                f"num_rays must be at least {self.num_patch_rays} for the patches, got {num_rays}"
+            )
+        positions = self._draw_positions(num_rays - self.num_patch_rays)
+        if self._patches is not None:
+            chosen = self._patches.draw(self.generator, self._foreground, self.foreground_fraction)
+            positions = torch.cat([chosen, positions])
         slot = torch.searchsorted(self._ends, positions, right=True)
         width = self._widths[slot]
         local = positions - self._starts[slot]
@@ -139,10 +171,13 @@ class RayBatches:
         if self._points is not None:
             chosen = self._integers(len(self._points), self.priors.points_per_batch)
             batch = replace(batch, points=self._points.index_select(0, chosen))
+        if self._patches is not None:
+            size, count = self._patches.patch_size, self._patches.num_patches
+            batch = replace(batch, patch_size=size, num_patches=count)
         return batch
 
     def _draw_positions(self, num_rays: int) -> Int64[Tensor, " R"]:
-        """Draw positions in 0..num_pixels-1; every stretch of the batch has its share of the foreground."""
+        """Draw single positions in 0..num_pixels-1; every stretch of them has its share of the foreground."""
         anywhere = self._integers(self.num_pixels, num_rays)
         if self._foreground is None:
             return anywhere

@@ -108,6 +108,7 @@ class DeviceStep:
         self.bad_steps: Int64[Tensor, ""] = torch.zeros_like(budget.num_rays)
         """Steps in a row, up to now, that were not finite."""
         self._forward, self._optimizer, self._terms, self._clip_norm = forward, optimizer, terms, clip_norm
+        self._min_rays = max(1, forward.batches.num_patch_rays)
         device = budget.num_rays.device
         self._live = torch.zeros(2 + len(terms) + len(optimizer.param_groups), device=device)
         self._graphs = StepGraphs(device, (forward.batches.generator, forward.generator), records)
@@ -168,4 +169,4 @@ class DeviceStep:
         )
         # The rays that were rendered say how many samples a ray has; where none was, there is no telling.
         wanted = torch.where(rays > 0, _FILL * rays * per_buffer, 0.5 * now)
-        return (0.9 * now + 0.1 * wanted).long().clamp(1, self.max_rays)
+        return (0.9 * now + 0.1 * wanted).long().clamp(self._min_rays, self.max_rays)

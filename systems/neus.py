@@ -9,13 +9,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from process_data.batches import Priors
-from systems import losses
+from systems import losses, patch_losses
 from systems.schedules import check_schedule, value_at
 from utils.errors import ConfigError
 from utils.types import Batch, Progress, RenderOutput
 
 Field = Callable[[Float[Tensor, "P 3"]], tuple[Float[Tensor, " P"], Float[Tensor, "P 3"]]]
 """Positions in scene space to signed distance and gradient, differentiable in the model's parameters."""
+
+PatchTerm = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 GEOMETRY_TERMS = frozenset({"depth", "depth_prior", "normal_prior"})
 """Terms that look at rendered depths or normals."""
@@ -52,6 +54,11 @@ class LossConfig:
     curvature: Any = 0.0
     """Normal curvature along random tangents at the samples (Neuralangelo, equation 10). Typical: 5e-4
     (theirs), falling as levels open."""
+    ssim: Any = 0.0
+    """1 - structural similarity of patches (Wang et al. 2004). Typical: TYPICAL."""
+    lpips: Any = 0.0
+    """Perceptual distance of patches (Zhang et al. 2018); needs the package lpips and a patch_size of 32 or
+    more. Typical: 0.1, HumanNeRF's ratio to the colours is 5."""
 
     def __post_init__(self) -> None:
         for term in fields(self):
@@ -80,6 +87,11 @@ class NeuSSystemConfig:
     curvature_step: float = 0.01
     """Distance of the points that the curvature term compares, scene units: about a cell of the finest level
     that matters."""
+    patch_size: int = 11
+    """Pixels along a side of the patches that the ssim and lpips terms look at."""
+    num_patches: int = 4
+    """Patches in each batch while one of these terms is on at any time of the run; their pixels count in
+    all other terms, too. A batch has never fewer rays than these."""
     cos_anneal_end: float = 0.1
     """Fraction of training after which NeuS's true cosine is used (0 = from the start)."""
     initial_levels: float = 4.0
@@ -94,9 +106,10 @@ class NeuSSystemConfig:
         for key in ("cos_anneal_end", "levels_end"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"system.{key}: must lie in 0..1, got {getattr(self, key)}")
-        for key in ("sparse_points_per_step", "random_points_per_step"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"system.{key}: must be at least 1, got {getattr(self, key)}")
+        lowest = dict.fromkeys(("sparse_points_per_step", "random_points_per_step", "num_patches"), 1)
+        for key, low in (lowest | {"patch_size": 3}).items():
+            if getattr(self, key) < low:
+                raise ValueError(f"system.{key}: must be at least {low}, got {getattr(self, key)}")
         if not self.sparse_max_error > 0:
             raise ValueError(f"system.sparse_max_error: must be above 0, got {self.sparse_max_error}")
         if not 1e-4 <= self.curvature_step <= 0.5:
@@ -116,6 +129,8 @@ class NeuSSystem:
             if not has_masks and self._is_ever_on(name):
                 key = f"system.loss.{name}"
                 raise ConfigError(key, "needs masks", f"set dataset.apply_mask=true, or {key}=0")
+        if self._is_ever_on("lpips"):
+            patch_losses.check_lpips("system.loss.lpips", "system.patch_size", config.patch_size)
 
     def _is_ever_on(self, name: str) -> bool:
         return any(value_at(getattr(self.config.loss, name), k / 100) > 0 for k in range(101))
@@ -133,6 +148,9 @@ class NeuSSystem:
             points=key_of("sparse_points"),
             points_per_batch=self.config.sparse_points_per_step,
             max_error=self.config.sparse_max_error,
+            patches="system.patch_size" if key_of("ssim", "lpips") else None,
+            patch_size=self.config.patch_size,
+            num_patches=self.config.num_patches,
         )
 
     def progress_at(self, fraction: float) -> Progress:
@@ -187,6 +205,8 @@ class NeuSSystem:
             "normal_prior": lambda: _normal_prior(render, batch),
             "eikonal_random": lambda: self._eikonal_random(field, generator),
             "curvature": lambda: self._curvature(render, field, generator),
+            "ssim": lambda: _on_patches(patch_losses.patch_ssim, render, batch),
+            "lpips": lambda: _on_patches(patch_losses.patch_lpips, render, batch),
         }
         return {name: terms[name]() for name in progress.loss_weights}
 
@@ -198,7 +218,7 @@ class NeuSSystem:
         return losses.eikonal(field(radii * directions)[1])
 
     def _curvature(self, render: RenderOutput, field: Field, generator: torch.Generator) -> Tensor:
-        # Rays come in random order, and so do the first ones' samples.
+        # Rays come in random order, and so do the first ones' samples (of patches, where there are any).
         first, step = slice(self.config.random_points_per_step), self.config.curvature_step
         gradient = render.gradient[first]
         noise = torch.randn(gradient.shape, generator=generator, device=generator.device)
@@ -249,3 +269,8 @@ def _normal_prior(render: RenderOutput, batch: Batch) -> Tensor:
     keep = _is_surface(render, batch) & (target.square().sum(dim=1) > 0.5)
     normal = torch.nn.functional.normalize(render.normal, dim=1, eps=1e-6)
     return losses.normal_prior(normal, target, keep)
+
+
+def _on_patches(term: PatchTerm, render: RenderOutput, batch: Batch) -> Tensor:
+    keep = None if render.is_served is None else batch.whole_patches(render.is_served)
+    return term(batch.patches(render.rgb), batch.patches(batch.rgb), keep)

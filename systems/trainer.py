@@ -31,7 +31,7 @@ from systems.step import FIELDS, Forward, Judgement, StepRecord
 from systems.stop import StopRequest
 from utils.backend import restore_generator
 from utils.config import Config
-from utils.errors import TrainingError
+from utils.errors import ConfigError, TrainingError
 from utils.types import Budget, Scene
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class TrainerConfig:
     samples_per_step: int = 2**15
     """Samples a step aims at; the number of rays follows."""
     initial_rays: int = 512
-    """Rays of the first step."""
+    """Rays of the first step; those of the patches (``system.patch_size``) at least."""
     max_rays: int = 8192
     """Most rays of a step."""
     buffers: Literal["auto", "fixed", "packed"] = "auto"
@@ -147,6 +147,11 @@ class Trainer:
             *(scene, None, device, config.seed, self.config.foreground_share),
             priors=system.priors,
         )
+        self.min_rays = max(1, self.batches.num_patch_rays)
+        if self.min_rays > self.config.max_rays:
+            what = f"{self.config.max_rays} are fewer than the {self.min_rays} rays of the patches"
+            remedy = f"set it to {self.min_rays}, or system.num_patches or system.patch_size lower"
+            raise ConfigError("trainer.max_rays", what, remedy)
         self.generator = torch.Generator(device).manual_seed(config.seed + 1)
         color = torch.tensor(scene.background_color, device=device)
         self.forward = Forward(self.batches, model, system, self.generator, color)
@@ -170,7 +175,7 @@ class Trainer:
             self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15, fused=True)
         self.step = 0
         self.train_seconds = 0.0
-        self.num_rays = min(self.config.initial_rays, self.config.max_rays)
+        self.num_rays = max(self.min_rays, min(self.config.initial_rays, self.config.max_rays))
         self.bad_steps = 0
         self.rollbacks = 0
         self.validation_chunks = config.test.chunks()
@@ -200,7 +205,8 @@ class Trainer:
             if not finite:
                 self.handle_bad_step(judgement)
             record = StepRecord.of(judgement, finite)
-            self.num_rays = next_num_rays(self.num_rays, len(judgement.render.sdf), self.config)
+            num_samples = len(judgement.render.sdf)
+            self.num_rays = next_num_rays(self.num_rays, num_samples, self.config, self.min_rays)
         if self.step % self.config.occupancy_every == 0:
             self.model.update_occupancy(progress, self.generator)
         return record
@@ -320,7 +326,7 @@ class Trainer:
             remedy = "set trainer.samples_per_step or model.sdf.hash_grid.log2_table_size lower"
             raise TrainingError(where, "out of memory", remedy)
         self.budget_share = 0.5
-        self.num_rays = max(1, int(self.device_step.budget.num_rays) // 2)
+        self.num_rays = max(self.min_rays, int(self.device_step.budget.num_rays) // 2)
         self.device_step = None
         self.optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
@@ -466,11 +472,9 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["base_lr"] = rate
         self.step, self.train_seconds = state["step"], state["train_seconds"]
-        self.num_rays, self.bad_steps, self.rollbacks = (
-            state["num_rays"],
-            state["bad_steps"],
-            state["rollbacks"],
-        )
+        # Without patches, as the checkpoint's run may have been, fewer rays will do.
+        self.num_rays = max(self.min_rays, state["num_rays"])
+        self.bad_steps, self.rollbacks = state["bad_steps"], state["rollbacks"]
         if self.device_step is not None:
             self.device_step.attach_rates()
             self.device_step.budget.num_rays.fill_(self.num_rays)
@@ -481,10 +485,13 @@ class Trainer:
             set_global_random_state(state["random"])
 
 
-def next_num_rays(num_rays: int, num_samples: int, config: TrainerConfig) -> int:
-    """Rays for the next step: a tenth of the way from this step's to what would have met the budget."""
+def next_num_rays(num_rays: int, num_samples: int, config: TrainerConfig, min_rays: int = 1) -> int:
+    """Rays for the next step: a tenth of the way from this step's to what would have met the budget.
+
+    There are never fewer than ``min_rays``, even where that is above the budget.
+    """
     wanted = num_rays * config.samples_per_step / num_samples if num_samples > 0 else config.max_rays
-    return max(1, min(int(0.9 * num_rays + 0.1 * wanted), config.max_rays))
+    return max(min_rays, min(int(0.9 * num_rays + 0.1 * wanted), config.max_rays))
 
 
 def describe_losses(system: Any, fraction: float) -> str:

@@ -14,7 +14,7 @@ from typing import no_type_check
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from numba import njit
 from scipy.spatial import cKDTree
 from torch import Tensor
@@ -48,23 +48,45 @@ def ssim(
 ) -> float:
     """Structural similarity, at most 1 (equal images).
 
-    11 x 11 Gaussian window with sigma 1.5, K = (0.01, 0.03), data range 1, mean over channels and over the
-    pixels whose window lies in the image and, with a mask, which it holds. Windows at the mask's border see
-    beyond it. Source: Wang et al., "Image quality assessment", TIP 2004, eq. 13.
+    Mean of :func:`ssim_map` over the pixels whose window of 11 x 11 lies in the image and, with a mask, which
+    it holds. Windows at the mask's border see beyond it.
 
     Raises:
         ValueError: an image is smaller than the window.
     """
     if min(rgb.shape[:2]) < 11:
         raise ValueError(f"SSIM needs images of 11 x 11 pixels or more, not {tuple(rgb.shape[:2])}")
-    x, y = (image.double().permute(2, 0, 1)[:, None] for image in (rgb, target))  # (3, 1, H, W)
-    ticks = torch.arange(11, dtype=torch.float64, device=x.device) - 5
-    window = torch.exp(-(ticks**2) / (2 * 1.5**2))
-    window = window / window.sum()
+    per_pixel = ssim_map(rgb[None], target[None])[0]
+    if mask is not None:
+        per_pixel = per_pixel[mask[5:-5, 5:-5] > 0.5]
+    return float(per_pixel.mean())
+
+
+def ssim_map(
+    rgb: Float[Tensor, "B H W 3"], target: Float[Tensor, "B H W 3"], window: int = 11
+) -> Float64[Tensor, "B h w"]:
+    """Structural similarity of each window that lies in the images, at most 1 (equal); differentiable.
+
+    Gaussian window with sigma 1.5, K = (0.01, 0.03), data range 1, mean over channels. It is computed in
+    double precision: variances are small differences of squares, and a GPU's convolutions of single precision
+    round to ten bits.
+
+    Args:
+        rgb: images, 0..1.
+        target: what they are compared with.
+        window: pixels along its side, odd and at most H and W; h = H - window + 1, w likewise.
+
+    Source: Wang et al., "Image quality assessment", TIP 2004, equation 13, with 11 x 11 pixels.
+    """
+    b, height, width, _ = rgb.shape
+    x, y = (i.double().permute(0, 3, 1, 2).reshape(3 * b, 1, height, width) for i in (rgb, target))
+    ticks = torch.arange(window, dtype=torch.float64, device=x.device) - window // 2
+    weights = torch.exp(-(ticks**2) / (2 * 1.5**2))
+    weights = weights / weights.sum()
 
     def blurred(image: Tensor) -> Tensor:
-        rows = torch.nn.functional.conv2d(image, window.view(1, 1, 11, 1))
-        return torch.nn.functional.conv2d(rows, window.view(1, 1, 1, 11))
+        rows = torch.nn.functional.conv2d(image, weights.view(1, 1, window, 1))
+        return torch.nn.functional.conv2d(rows, weights.view(1, 1, 1, window))
 
     mean_x, mean_y = blurred(x), blurred(y)
     variance_x, variance_y = blurred(x * x) - mean_x**2, blurred(y * y) - mean_y**2
@@ -73,10 +95,7 @@ def ssim(
     similarity = ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / (
         (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
     )
-    per_pixel = similarity.mean(dim=(0, 1))
-    if mask is not None:
-        per_pixel = per_pixel[mask[5:-5, 5:-5] > 0.5]
-    return float(per_pixel.mean())
+    return similarity.view(b, 3, *similarity.shape[2:]).mean(dim=1)
 
 
 def lpips_missing() -> str | None:
@@ -109,15 +128,30 @@ def lpips_or_none(
     if mask is not None:
         rgb = torch.where(mask[..., None] > 0.5, rgb, target)
     with torch.no_grad():
-        x, y = (2.0 * image.float().cpu().permute(2, 0, 1)[None] - 1.0 for image in (rgb, target))
-        return float(_lpips_network()(x, y)), ""
+        return float(lpips_distances(rgb.cpu()[None], target.cpu()[None])), ""
 
 
-@lru_cache(maxsize=1)
-def _lpips_network() -> torch.nn.Module:
+def lpips_distances(rgb: Float[Tensor, "B H W 3"], target: Float[Tensor, "B H W 3"]) -> Float[Tensor, " B"]:
+    """LPIPS of each image, 0 = equal; differentiable in the images, while the network is frozen.
+
+    Args:
+        rgb: images, 0..1, of 31 pixels or more along each side, of which AlexNet's strides leave one.
+        target: what they are compared with.
+
+    Source: Zhang et al., "The unreasonable effectiveness of deep features as a perceptual metric", CVPR 2018.
+    """
+    x, y = (2.0 * images.float().permute(0, 3, 1, 2) - 1.0 for images in (rgb, target))
+    return _lpips_network(x.device)(x, y).flatten()
+
+
+@lru_cache(maxsize=2)
+def _lpips_network(device: torch.device) -> torch.nn.Module:
     import lpips
 
-    return lpips.LPIPS(net="alex", verbose=False)
+    # Its layers are filled at random before their weights are loaded, which must not move a run's draws.
+    with torch.random.fork_rng(devices=[]):
+        network: torch.nn.Module = lpips.LPIPS(net="alex", verbose=False)
+    return network.to(device).eval().requires_grad_(False)
 
 
 def depth_errors(

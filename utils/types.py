@@ -99,13 +99,29 @@ class Batch:
     """Unit, in scene space; zeros where not known."""
     points: Float[Tensor, "P 3"] | None = None
     """Some of the structure-from-motion points, in scene space."""
+    patch_size: int = 0
+    """Pixels along a side of a patch. Patches are squares of adjacent pixels, each row by row, one after
+    another in the first ``num_patches * patch_size ** 2`` rays."""
+    num_patches: int = 0
+    """0: all rays are drawn one by one."""
 
     def __post_init__(self) -> None:
         r = len(self.rays)
+        assert self.num_patches * self.patch_size**2 <= r
         assert self.rgb.shape == (r, 3)
         assert self.mask is None or self.mask.shape == (r,)
         assert self.depth is None or self.depth.shape == (r,)
         assert self.normal is None or self.normal.shape == (r, 3)
+
+    def patches(self, rgb: Float[Tensor, "R 3"]) -> Float[Tensor, "num_patches patch_size patch_size 3"]:
+        """Colours of the patches' pixels, taken from one for each ray."""
+        side = self.patch_size
+        return rgb[: self.num_patches * side**2].view(self.num_patches, side, side, 3)
+
+    def whole_patches(self, is_served: Bool[Tensor, " R"]) -> Bool[Tensor, " num_patches"]:
+        """Patches of which every ray is served."""
+        area = self.patch_size**2
+        return is_served[: self.num_patches * area].view(self.num_patches, area).all(dim=1)
 
 
 @dataclass(frozen=True)
