@@ -59,7 +59,7 @@ def execute(args: argparse.Namespace, argv: list[str]) -> None:
     # These imports take seconds, which --help and a mistyped option need not wait for.
     from models import build_model
     from process_data import load_scene
-    from systems import SYSTEMS, checkpoint, evaluate, export, record, trainer
+    from systems import SYSTEMS, checkpoint, evaluate, record, trainer
     from utils import backend
 
     device = backend.resolve_device(args.device)
@@ -94,7 +94,7 @@ def execute(args: argparse.Namespace, argv: list[str]) -> None:
         if args.test:
             evaluate.test(settings, scene, model, progress, run, step)
         else:
-            export.export_mesh(settings, scene, model.frozen_at(progress), run, step)
+            evaluate.export_and_compare(settings, scene, model, progress, run, step)
     is_trained_only = not (args.test or args.mesh)
     next_step = (
         f"--test --resume {last}" if is_trained_only else f"--mesh --resume {last} export.resolution=1024"

@@ -16,15 +16,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from process_data.batches import full_image
-from process_data.cameras import grid_size, image_rays
 from process_data.paths import orbit_path
 from systems.export import export_mesh
+from systems.mesh_against_render import compare_with_render
 from systems.record import Run
+from systems.rendering import RAYS_PER_CHUNK, ViewRender, render_view
 from utils.config import Config
 from utils.images import depth_to_rgb, normal_to_rgb, panel, to_uint8, write_png
 from utils.memory import Chunks
 from utils.metrics import lpips_missing, lpips_or_none, psnr, ssim
-from utils.types import Cameras, Progress, Scene
+from utils.types import Progress, Scene
 from utils.video import write_video
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class TestConfig:
     """Size of the video's frames relative to the photographs."""
     fps: float = 20.0
     """Frames per second of the video."""
-    rays_per_chunk: int = 4096
+    rays_per_chunk: int = RAYS_PER_CHUNK
     """Rays rendered at once; halved when memory runs out."""
 
     def __post_init__(self) -> None:
@@ -54,47 +55,6 @@ class TestConfig:
     def chunks(self) -> Chunks:
         """For one job: rays rendered at once."""
         return Chunks("rays", self.rays_per_chunk, "test.rays_per_chunk")
-
-
-@dataclass(frozen=True)
-class ViewRender:
-    """A rendered view."""
-
-    rgb: Float[Tensor, "H W 3"]
-    opacity: Float[Tensor, "H W"]
-    depth: Float[Tensor, "H W"]
-    normal: Float[Tensor, "H W 3"]
-
-
-@torch.no_grad()
-def render_view(
-    model: Any,
-    cameras: Cameras,
-    index: int,
-    progress: Progress,
-    chunks: Chunks | None = None,
-    scale: float = 1.0,
-    background_color: tuple[float, float, float] = (1.0, 1.0, 1.0),
-) -> ViewRender:
-    """Render all pixels of one camera, over a plain colour where no background is learned, chunk by chunk.
-
-    Without ``chunks`` those of :class:`TestConfig` are taken.
-
-    Raises:
-        ExportError: the device has no memory for a single ray.
-    """
-    width, height = grid_size(cameras, index, scale)
-    device = model.variance.device
-    rays = image_rays(cameras, index, scale).to(device)
-    background = torch.tensor(background_color, device=device)
-
-    def pixels_of(rows: slice) -> Float[Tensor, "R 8"]:
-        part = model.render(rays[rows], progress, background)
-        return torch.cat([part.rgb, part.opacity[:, None], part.depth[:, None], part.normal], dim=1).cpu()
-
-    chunks = chunks or TestConfig().chunks()
-    pixels = torch.cat([part for _, part in chunks.results(pixels_of, len(rays))]).view(height, width, 8)
-    return ViewRender(pixels[..., :3], pixels[..., 3], pixels[..., 4], pixels[..., 5:])
 
 
 def view_panel(view: ViewRender, target: Float[Tensor, "H W 3"], c2w: Float[Tensor, "3 4"]) -> Picture:
@@ -158,19 +118,19 @@ def test(config: Config, scene: Scene, model: Any, progress: Progress, run: Run,
     mean = {name: _mean([view[name] for view in views]) for name in names}
     if config.test.video:
         _write_orbit(config, scene, model, progress, run, chunks)
-    report = export_mesh(config, scene, model.frozen_at(progress), run, step)
+    surface = export_and_compare(config, scene, model, progress, run, step, chunks)
     metrics = {
         "step": step,
         "split": "held-out" if views else "none (set dataset.holdout to measure)",
         "mean": mean,
         "lpips_note": lpips_missing() or "measured",
         "views": views,
-        "mesh": report.mesh,
-        "geometry": report.geometry,
+        **surface,
     }
     path = run.save / "metrics.json"
     path.write_text(json.dumps(metrics, indent=2, allow_nan=False, default=str) + "\n")
-    run.list_in_table({**mean, "chamfer": report.geometry["chamfer"] if report.geometry else None})
+    geometry = surface["geometry"]
+    run.list_in_table({**mean, "chamfer": geometry["chamfer"] if geometry else None})
     shown = (
         ", ".join(f"{name} {value:.4g}" for name, value in mean.items() if value is not None)
         or "no held-out views"
@@ -178,6 +138,32 @@ def test(config: Config, scene: Scene, model: Any, progress: Progress, run: Run,
     log.info("held-out: %s", shown)
     log.info("wrote %s", path)
     return metrics
+
+
+def export_and_compare(
+    config: Config,
+    scene: Scene,
+    model: Any,
+    progress: Progress,
+    run: Run,
+    step: int,
+    chunks: Chunks | None = None,
+) -> dict[str, Any]:
+    """Write the mesh, set it against what the model renders, and say in ``save/mesh.json`` how good it is.
+
+    Returns:
+        ``mesh``: counts, measures and holes; ``geometry``: distances to the reference mesh, if there is one;
+        ``mesh_against_render``: see :func:`systems.mesh_against_render.compare_with_render`.
+    """
+    report = export_mesh(config, scene, model.frozen_at(progress), run, step)
+    gap = compare_with_render(
+        *(scene, report.in_scene, model, progress, run.save / "mesh_vs_render.png"),
+        chunks or config.test.chunks(),
+    )
+    surface = {"mesh": report.mesh, "geometry": report.geometry, "mesh_against_render": gap}
+    content = json.dumps({"step": step, **surface}, indent=2, allow_nan=False)
+    (run.save / "mesh.json").write_text(content + "\n")
+    return surface
 
 
 def measure_views(

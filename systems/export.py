@@ -27,13 +27,13 @@ from utils.mesh import (
     Up,
     drop_shells,
     keep_largest_components,
-    mesh_report,
     transform_mesh,
     unwarp_mesh,
     vertex_normals,
     write_mesh,
     y_up_from,
 )
+from utils.mesh_report import mesh_report, observed_holes
 from utils.metrics import chamfer_distance
 from utils.raster import contact_sheet
 from utils.types import Scene, TriangleMesh
@@ -127,9 +127,11 @@ class ExportReport:
     paths: tuple[Path, ...]
     """Mesh files, then ``transform.json`` and ``mesh.png``."""
     mesh: dict[str, object]
-    """:func:`utils.mesh.mesh_report` in world units."""
+    """:func:`utils.mesh_report.mesh_report` and :func:`utils.mesh_report.observed_holes`, in world units."""
     geometry: dict[str, float] | None
     """:func:`utils.metrics.chamfer_distance` to the reference mesh in world units; ``None`` without one."""
+    in_scene: TriangleMesh
+    """The written surface in metric scene space."""
 
 
 def export_mesh(
@@ -165,6 +167,7 @@ def export_mesh(
     logger.info(
         "kept %s faces, dropped %s in shells and floaters", f"{len(in_scene.faces):,}", f"{dropped:,}"
     )
+    observed = observed_holes(in_scene, scene)
     in_scene = shade_surface(in_scene, model, chunks)
     if scene.cameras.ndc is not None:
         in_scene = unwarp_mesh(in_scene, scene.cameras.ndc)
@@ -181,7 +184,9 @@ def export_mesh(
     write_png(picture, contact_sheet(in_scene))
     paths += [transform, picture]
 
-    report = ExportReport(step, tuple(paths), mesh_report(mesh), _compare(mesh, scene.reference_mesh))
+    report = ExportReport(
+        step, tuple(paths), mesh_report(mesh) | observed, _compare(mesh, scene.reference_mesh), in_scene
+    )
     _log_report(report)
     return report
 
@@ -280,8 +285,14 @@ def _compare(mesh: TriangleMesh, reference: TriangleMesh | None) -> dict[str, fl
 def _log_report(report: ExportReport) -> None:
     mesh = report.mesh
     logger.info(
-        "mesh: %s vertices, %s faces, %s component(s), %s boundary edges, volume %.6g, watertight: %s",
-        *(mesh[key] for key in ("vertices", "faces", "components", "boundary_edges", "volume", "watertight")),
+        "mesh: %s vertices, %s faces, %s component(s), volume %.6g, watertight: %s",
+        *(mesh[key] for key in ("vertices", "faces", "components", "volume", "watertight")),
+    )
+    logger.info(
+        "holes: %s with %s boundary edges and an area of %.4g; "
+        "where the photographs look: %s with %s boundary edges and an area of %.4g",
+        *(mesh[key] for key in ("holes", "boundary_edges", "hole_area")),
+        *(mesh[key] for key in ("observed_holes", "observed_boundary_edges", "observed_hole_area")),
     )
     if report.geometry is not None:
         logger.info(

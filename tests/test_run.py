@@ -132,7 +132,7 @@ class Plain:
 
 
 SCENE = SimpleNamespace(masks=None)
-MODEL = SimpleNamespace(num_levels=4, frozen_at=lambda progress: f"surface at {progress}")
+MODEL = SimpleNamespace(num_levels=4)
 
 
 def make_system(config: Any, num_levels: int, has_masks: bool) -> SimpleNamespace:
@@ -186,8 +186,8 @@ class Rooms:
         assert (scene, model, progress) == (SCENE, MODEL, "progress 0.5")
         self.calls.append(f"test {run.folder.name} {step}")
 
-    def export_mesh(self, config: Any, scene: Any, surface: str, run: Any, step: int) -> None:
-        assert (scene, surface) == (SCENE, "surface at progress 0.5")
+    def mesh(self, config: Any, scene: Any, model: Any, progress: str, run: Any, step: int) -> None:
+        assert (scene, model, progress) == (SCENE, MODEL, "progress 0.5")
         self.calls.append(f"mesh {run.folder.name} {step}")
 
 
@@ -213,8 +213,8 @@ def rooms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Rooms]:
         "systems": {
             "SYSTEMS": {"x": (Named, make_system)},
             "checkpoint": SimpleNamespace(load_model=fake.load_model),
-            "evaluate": SimpleNamespace(TestConfig=Plain, test=fake.test),
-            "export": SimpleNamespace(ExportConfig=Plain, export_mesh=fake.export_mesh),
+            "evaluate": SimpleNamespace(TestConfig=Plain, test=fake.test, export_and_compare=fake.mesh),
+            "export": SimpleNamespace(ExportConfig=Plain),
             "record": SimpleNamespace(
                 Run=SimpleNamespace(start=fake.start, reopen=fake.reopen),
                 EarlyLog=lambda: SimpleNamespace(pour=lambda: None),

@@ -145,35 +145,6 @@ def unwarp_mesh(mesh: TriangleMesh, ndc: NDC) -> TriangleMesh:
     return metric if mesh.normals is None else replace(metric, normals=vertex_normals(metric))
 
 
-def mesh_report(mesh: TriangleMesh) -> dict[str, object]:
-    """Counts and measures of a mesh, ready for JSON: what a user asks before trusting it.
-
-    ``boundary_edges`` have one face (holes), ``nonmanifold_edges`` more than two; ``watertight`` means
-    neither exists. ``volume`` is signed (positive = normals point out) and in cubed units of the mesh; it
-    means little with holes.
-    """
-    edges = np.sort(mesh.faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1)
-    keys, uses = np.unique(edges[:, 0] * max(len(mesh.vertices), 1) + edges[:, 1], return_counts=True)
-    a, b, c = (mesh.vertices[mesh.faces[:, corner]] for corner in range(3))
-    boundary, nonmanifold = int((uses == 1).sum()), int((uses > 2).sum())
-    num_components = int(face_components(mesh).max(initial=-1)) + 1
-    has_vertices = len(mesh.vertices) > 0
-    return {
-        "vertices": len(mesh.vertices),
-        "faces": len(mesh.faces),
-        "components": num_components,
-        "boundary_edges": boundary,
-        "nonmanifold_edges": nonmanifold,
-        "watertight": len(mesh.faces) > 0 and boundary == 0 and nonmanifold == 0,
-        "euler_number": len(np.unique(mesh.faces)) - len(keys) + len(mesh.faces),
-        "area": float(face_areas_and_normals(mesh)[0].sum()),
-        "volume": float(np.einsum("ij,ij->", a, np.cross(b, c)) / 6.0),
-        "bounds": [mesh.vertices.min(axis=0).tolist(), mesh.vertices.max(axis=0).tolist()]
-        if has_vertices
-        else [],
-    }
-
-
 def sample_surface(
     mesh: TriangleMesh, num_samples: int, seed: int = 0
 ) -> tuple[Floats, npt.NDArray[np.int64]]:

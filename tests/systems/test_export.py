@@ -14,7 +14,8 @@ from torch import Tensor
 from systems.export import ExportConfig, clean_surface, export_mesh
 from utils.errors import ConfigError, ExportError
 from utils.extraction import extract_surface
-from utils.mesh import mesh_report, read_mesh
+from utils.mesh import read_mesh
+from utils.mesh_report import mesh_report
 from utils.types import Cameras, ImageStack, Scene, TriangleMesh
 
 CENTRE = torch.tensor([0.1, -0.05, 0.0])

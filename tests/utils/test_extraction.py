@@ -16,7 +16,7 @@ from utils.errors import ExportError
 from utils.extraction import extract_surface
 from utils.marching_cubes import march_bricks, marching_table
 from utils.memory import Chunks
-from utils.mesh import mesh_report
+from utils.mesh_report import mesh_report
 from utils.types import TriangleMesh
 
 

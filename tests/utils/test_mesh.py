@@ -15,7 +15,6 @@ from utils.mesh import (
     face_areas_and_normals,
     keep_largest_components,
     linear_from_srgb,
-    mesh_report,
     read_mesh,
     sample_surface,
     srgb_from_linear,
@@ -24,6 +23,7 @@ from utils.mesh import (
     write_mesh,
     y_up_from,
 )
+from utils.mesh_report import mesh_report
 from utils.types import TriangleMesh
 
 TETRAHEDRON = TriangleMesh(

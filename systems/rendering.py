@@ -1,0 +1,56 @@
+"""Whole views of a model, rendered chunk by chunk without gradients."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from process_data.cameras import grid_size, image_rays
+from utils.memory import Chunks
+from utils.types import Cameras, Progress
+
+RAYS_PER_CHUNK = 4096
+"""Rays rendered at once unless ``test.rays_per_chunk`` says otherwise."""
+
+
+@dataclass(frozen=True)
+class ViewRender:
+    """A rendered view."""
+
+    rgb: Float[Tensor, "H W 3"]
+    opacity: Float[Tensor, "H W"]
+    depth: Float[Tensor, "H W"]
+    normal: Float[Tensor, "H W 3"]
+
+
+@torch.no_grad()
+def render_view(
+    model: Any,
+    cameras: Cameras,
+    index: int,
+    progress: Progress,
+    chunks: Chunks | None = None,
+    scale: float = 1.0,
+    background_color: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> ViewRender:
+    """Render all pixels of one camera, over a plain colour where no background is learned, chunk by chunk.
+
+    Without ``chunks`` those of the defaults are taken.
+
+    Raises:
+        ExportError: the device has no memory for a single ray.
+    """
+    width, height = grid_size(cameras, index, scale)
+    device = model.variance.device
+    rays = image_rays(cameras, index, scale).to(device)
+    background = torch.tensor(background_color, device=device)
+
+    def pixels_of(rows: slice) -> Float[Tensor, "R 8"]:
+        part = model.render(rays[rows], progress, background)
+        return torch.cat([part.rgb, part.opacity[:, None], part.depth[:, None], part.normal], dim=1).cpu()
+
+    chunks = chunks or Chunks("rays", RAYS_PER_CHUNK, "test.rays_per_chunk")
+    pixels = torch.cat([part for _, part in chunks.results(pixels_of, len(rays))]).view(height, width, 8)
+    return ViewRender(pixels[..., :3], pixels[..., 3], pixels[..., 4], pixels[..., 5:])
