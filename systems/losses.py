@@ -90,6 +90,16 @@ def mask_iou(opacity: Float[Tensor, " R"], mask: Float[Tensor, " R"], keep: Keep
     return (union - overlap).sum() / union.sum().clamp(min=1e-6)
 
 
+def free_space(sdf: Float[Tensor, " P"], keep: Keep = None) -> Float[Tensor, ""]:
+    """Mean of max(-sdf, 0), scene units, at points that are known to be empty.
+
+    Where a grid is pruned, no ray says what the surface does in the cells that are closed. Without this the
+    zero level can leave the cells that masks allow: seen from inside, a field that falls along a ray is as
+    opaque as a surface, whatever its level.
+    """
+    return _mean(torch.nn.functional.relu(-sdf), keep)
+
+
 def sparse_points(sdf: Float[Tensor, " P"]) -> Float[Tensor, ""]:
     """Mean absolute signed distance at points that structure from motion found on the surface.
 

@@ -35,6 +35,8 @@ class LossConfig:
     """Binary cross entropy of opacity and mask; needs masks."""
     mask_iou: Any = 0.0
     """1 - intersection over union of opacity and mask; needs masks. Typical: 0.1."""
+    free_space: Any = 0.0
+    """How deep inside the surface points are that the masks show to be empty; needs masks. Typical: 1."""
     opacity: Any = 0.0
     sparsity: Any = 0.0
     sparse_points: Any = 0.0
@@ -82,6 +84,8 @@ class NeuSSystemConfig:
     """Largest reprojection error of points in the sparse_points term, pixels, where it is known."""
     sparse_points_per_step: int = 512
     """Points drawn for the sparse_points term."""
+    free_space_points: int = 256
+    """Points that the free_space term looks at, one on each of a batch's first rays."""
     random_points_per_step: int = 1024
     """Points of the eikonal_random term, and most samples that the curvature term looks at."""
     curvature_step: float = 0.01
@@ -106,7 +110,8 @@ class NeuSSystemConfig:
         for key in ("cos_anneal_end", "levels_end"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"system.{key}: must lie in 0..1, got {getattr(self, key)}")
-        lowest = dict.fromkeys(("sparse_points_per_step", "random_points_per_step", "num_patches"), 1)
+        counts = ("sparse_points_per_step", "free_space_points", "random_points_per_step", "num_patches")
+        lowest = dict.fromkeys(counts, 1)
         for key, low in (lowest | {"patch_size": 3}).items():
             if getattr(self, key) < low:
                 raise ValueError(f"system.{key}: must be at least {low}, got {getattr(self, key)}")
@@ -125,7 +130,7 @@ class NeuSSystem:
         self.config = config
         self.num_levels = num_levels
         self.terms = [term.name for term in fields(LossConfig)]
-        for name in ("mask", "mask_iou"):
+        for name in ("mask", "mask_iou", "free_space"):
             if not has_masks and self._is_ever_on(name):
                 key = f"system.loss.{name}"
                 raise ConfigError(key, "needs masks", f"set dataset.apply_mask=true, or {key}=0")
@@ -197,6 +202,7 @@ class NeuSSystem:
             "eikonal": lambda: losses.eikonal(render.gradient, samples),
             "mask": lambda: losses.mask_bce(render.opacity, _given(batch.mask), rays),
             "mask_iou": lambda: losses.mask_iou(render.opacity, _given(batch.mask), rays),
+            "free_space": lambda: self._free_space(batch, field, generator),
             "opacity": lambda: losses.opacity_entropy(render.opacity, rays),
             "sparsity": lambda: losses.sparsity(render.sdf, self.config.sparsity_scale, samples),
             "sparse_points": lambda: losses.sparse_points(field(_given(batch.points))[0]),
@@ -209,6 +215,15 @@ class NeuSSystem:
             "lpips": lambda: _on_patches(patch_losses.patch_lpips, render, batch),
         }
         return {name: terms[name]() for name in progress.loss_weights}
+
+    def _free_space(self, batch: Batch, field: Field, generator: torch.Generator) -> Tensor:
+        first = slice(self.config.free_space_points)
+        rays, mask = batch.rays[first], _given(batch.mask)[first]
+        share = torch.rand(len(rays), generator=generator, device=generator.device)
+        distance = torch.lerp(rays.near, rays.far, share)
+        positions = torch.addcmul(rays.origins, rays.directions, distance[:, None])
+        is_empty = (mask == 0.0) & (rays.near < rays.far)
+        return losses.free_space(field(positions)[0], is_empty)
 
     def _eikonal_random(self, field: Field, generator: torch.Generator) -> Tensor:
         shape, device = (self.config.random_points_per_step, 3), generator.device

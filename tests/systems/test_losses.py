@@ -39,6 +39,7 @@ TERMS: dict[str, Callable[[Tensor, Keep], Tensor]] = {
         x.flatten(), x.detach().flatten().cos().cumsum(0), torch.arange(x.numel()) % 2, flat(x, keep)
     ),
     "sparse_points": lambda x, _: losses.sparse_points(x[:, 0]),
+    "free_space": lambda x, keep: losses.free_space(x[:, 0], keep),
 }
 
 
@@ -163,6 +164,12 @@ def test_mask_iou_by_hand() -> None:
 
 def test_points_and_depths_by_hand() -> None:
     assert float(losses.sparse_points(torch.tensor([0.1, -0.3, 0.0]))) == pytest.approx(0.4 / 3)
+
+
+def test_free_space_counts_what_is_inside() -> None:
+    sdf = torch.tensor([0.5, -0.2, -0.4, 0.0, -9.0])
+    assert float(losses.free_space(sdf[:4])) == pytest.approx(0.6 / 4)
+    assert float(losses.free_space(sdf, torch.tensor([True, True, True, True, False]))) == pytest.approx(0.15)
     depth, target = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.5, 2.0, 2.0])
     assert float(losses.depth_l1(depth, target)) == pytest.approx(0.5)
 

@@ -24,7 +24,7 @@ FUNCTION_OF = {
     **{"rgb_l1": "rgb_l1", "rgb_l2": "rgb_l2", "rgb_charbonnier": "rgb_charbonnier", "eikonal": "eikonal"},
     **{"mask": "mask_bce", "mask_iou": "mask_iou", "opacity": "opacity_entropy", "sparsity": "sparsity"},
     **{"sparse_points": "sparse_points", "depth": "depth_l1", "depth_prior": "depth_prior"},
-    **{"normal_prior": "normal_prior", "curvature": "curvature"},
+    **{"normal_prior": "normal_prior", "curvature": "curvature", "free_space": "free_space"},
 }
 NEEDS_PRIORS = ("depth", "depth_prior", "normal_prior", "sparse_points")
 Seen = tuple[RenderOutput, Batch, Progress, Field]
@@ -129,6 +129,16 @@ def expected_normal_prior(seen: Seen) -> float:
     return float(np.mean(found))
 
 
+def expected_free_space(seen: Seen) -> float:
+    _, batch, _, field = seen
+    rays = batch.rays
+    draw = torch.Generator().manual_seed(1)
+    distance = rays.near + torch.rand(len(rays), generator=draw) * (rays.far - rays.near)
+    sdf = field(rays.origins + distance[:, None] * rays.directions)[0].detach().double().tolist()
+    empty = [k for k in range(len(rays)) if batch.mask[k] == 0 and rays.near[k] < rays.far[k]]
+    return sum(max(-sdf[k], 0.0) for k in empty) / len(empty)
+
+
 def expected_sparse_points(seen: Seen) -> float:
     assert seen[1].points is not None
     return float(np.mean([abs(float(seen[3](point[None])[0].detach())) for point in seen[1].points]))
@@ -151,6 +161,7 @@ EXPECTED: dict[str, Callable[[Seen], float]] = {
     "depth_prior": expected_depth_prior,
     "normal_prior": expected_normal_prior,
     "sparse_points": expected_sparse_points,
+    "free_space": expected_free_space,
     "curvature": expected_curvature,
 }
 
@@ -199,7 +210,7 @@ def test_a_term_without_weight_is_not_computed(
         system_of().loss_terms(render, batch, replace(progress, loss_weights={term: 1.0}), field, draw)
 
 
-@pytest.mark.parametrize("term", ["mask", "mask_iou"])
+@pytest.mark.parametrize("term", ["mask", "mask_iou", "free_space"])
 def test_mask_loss_without_masks_names_its_key(term: str) -> None:
     for weight in (0.1, [[0.0, 0.0], [0.5, 0.0], [0.6, 1.0]]):
         config = NeuSSystemConfig(loss=LossConfig(**{term: weight}))
@@ -296,11 +307,43 @@ def test_random_points_fill_the_unit_ball(seen: Seen) -> None:
     assert not torch.equal(asked[0], asked[1])
 
 
+def test_free_space_looks_along_rays_beside_the_mask(seen: Seen) -> None:
+    render, batch, progress, _ = seen
+    asked: list[torch.Tensor] = []
+
+    def field(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.append(positions)
+        return positions[:, 0], torch.zeros_like(positions)
+
+    progress = replace(progress, loss_weights={"free_space": 1.0})
+    system, draw = system_of(free_space_points=200), torch.Generator().manual_seed(0)
+    term = float(system.loss_terms(render, batch, progress, field, draw)["free_space"])
+    rays, mask = batch.rays[:200], batch.mask[:200]
+    is_empty = (mask == 0) & (rays.near < rays.far)
+    assert 20 < int(is_empty.sum()) < 180
+    inside = [max(-float(x), 0.0) for x, counts in zip(asked[0][:, 0], is_empty, strict=True) if counts]
+    assert term == pytest.approx(sum(inside) / len(inside), rel=1e-5)
+    along = ((asked[0] - rays.origins) * rays.directions).sum(dim=1)
+    assert torch.allclose(rays.origins + along[:, None] * rays.directions, asked[0], atol=1e-5)
+    share = ((along - rays.near) / (rays.far - rays.near))[is_empty]
+    assert share.min() > -1e-4 and share.max() < 1 + 1e-4
+    assert 0.4 < share.mean() < 0.6
+
+
+def test_free_space_shrinks_a_surface_that_hides_outside_of_the_masks(tmp_path: Path) -> None:
+    """No ray has samples in closed cells; seen from inside, the field is opaque whatever its level."""
+    shrunk, hidden = (
+        distance_after(tmp_path / name, f"{{free_space: {weight}}}", "model.sdf.initial_radius=0.65")
+        for name, weight in (("with", 1), ("without", 0))
+    )
+    assert shrunk < 0.5 * hidden
+
+
 def test_terms_without_random_points_draw_nothing(seen: Seen) -> None:
     render, batch, progress, field = seen
     draw = torch.Generator().manual_seed(3)
     before = draw.get_state()
-    others = {name: 1.0 for name in FUNCTION_OF if name != "curvature"}
+    others = {name: 1.0 for name in FUNCTION_OF if name not in ("curvature", "free_space")}
     system_of().loss_terms(render, batch, replace(progress, loss_weights=others), field, draw)
     assert torch.equal(draw.get_state(), before)
 
