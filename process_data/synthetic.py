@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
-from process_data import synthetic_render
+from process_data import synthetic_extras, synthetic_render
 from process_data.cameras import split_views
 from process_data.synthetic_mesh import SCENES, SceneName, ground_truth_mesh
 from process_data.writers.neus import write_neus
@@ -57,14 +57,24 @@ class SyntheticConfig:
     """Views kept for metrics: 0 = none, k = every k-th, or a list of indices."""
     apply_mask: bool = True
     """Provide foreground masks."""
+    noise: float = 0.0
+    """Standard deviation of the pixels' noise, sRGB 0..1: 0 to 0.5."""
+    depths: Literal["none", "sensor", "monocular"] = "none"
+    """Provide depth maps: ``sensor``: exact, world units; ``monocular``: with a scale, a shift and a slight
+    smooth error of their own in each view."""
+    normals: bool = False
+    """Provide exact normal maps."""
+    num_points: int = 0
+    """Provide so many sparse points (fewer where there is little texture), as structure from motion finds
+    them: at corners of the texture, observed with an error of 0.3 pixels. 0 = none."""
     background: Literal["white", "black"] = "white"
     """Colour behind the object; ``figurine-table`` has its surroundings instead."""
     fov: float = 37.0
     """Horizontal and vertical field of view in degrees, 5 to 120."""
     seed: int = 0
-    """Varies the cameras' azimuth, distance and aim; 0 or more."""
+    """Varies the cameras' azimuth, distance and aim, and all noise; 0 or more."""
     write_to: str | None = None
-    """Also write the scene to this folder in NeuS's format."""
+    """Also write the scene to this folder in NeuS's format (pictures, masks and cameras)."""
     test_steps: int = 60
     """Frames of the test video; 1 or more."""
 
@@ -72,6 +82,9 @@ class SyntheticConfig:
         checks: tuple[tuple[str, bool, str], ...] = (
             ("scene", self.scene in get_args(SceneName), f"one of {', '.join(get_args(SceneName))}"),
             ("background", self.background in ("white", "black"), "white or black"),
+            ("noise", 0.0 <= self.noise <= 0.5, "0 to 0.5"),
+            ("depths", self.depths in ("none", "sensor", "monocular"), "none, sensor or monocular"),
+            ("num_points", self.num_points >= 0, "0 or more"),
             ("num_images", self.num_images >= 2, "2 or more"),
             ("image_size", 16 <= self.image_size <= 4096, "16 to 4096"),
             ("fov", 5.0 <= self.fov <= 120.0, "5 to 120 degrees"),
@@ -87,8 +100,8 @@ def load_synthetic(config: SyntheticConfig) -> Scene:
     """Render the scene that ``config`` describes; the same config gives the same bytes.
 
     Returns:
-        A scene with square images, masks (where alpha exceeds one half) unless switched off, and the
-        ground-truth surface in world coordinates as ``reference_mesh``.
+        A scene with square images, masks (where alpha exceeds one half) unless switched off, the ground-truth
+        surface in world coordinates as ``reference_mesh``, and depths, normals and points if asked for.
 
     Raises:
         ConfigError: ``dataset.holdout`` does not fit the number of views.
@@ -96,10 +109,22 @@ def load_synthetic(config: SyntheticConfig) -> Scene:
     """
     train, test = split_views(config.num_images, config.holdout)
     cameras = make_cameras(config)
-    rgb, alpha, _ = render_views(config.scene, cameras, config.background)
-    images = [np.round(view * 255.0).astype(np.uint8) for view in rgb]
+    rgb, alpha, distance = render_views(config.scene, cameras, config.background)
+    random = np.random.default_rng([config.seed, 0])
+    noisy = rgb if config.noise == 0.0 else rgb + random.normal(0.0, config.noise, rgb.shape)
+    images = [np.round(view * 255.0).astype(np.uint8) for view in np.clip(noisy, 0.0, 1.0)]
     masks = [np.where(view > 0.5, 255, 0).astype(np.uint8)[..., None] for view in alpha]
     world_from_scene = synthetic_world_from_scene()
+    depths = normals = points = None
+    if config.depths != "none":
+        world_scale = float(torch.linalg.det(world_from_scene[:3, :3])) ** (1 / 3)
+        depths = synthetic_extras.depth_stack(cameras, distance, config.depths, world_scale, config.seed)
+    if config.normals:
+        normals = synthetic_extras.normal_stack(config.scene, cameras, distance)
+    if config.num_points > 0:
+        points = synthetic_extras.sparse_points(
+            config.scene, cameras, rgb, distance, config.num_points, config.seed
+        )
     scene = Scene(
         name=config.scene,
         cameras=cameras,
@@ -111,6 +136,9 @@ def load_synthetic(config: SyntheticConfig) -> Scene:
         masks=ImageStack.from_images(masks) if config.apply_mask else None,
         background_color=(0.0, 0.0, 0.0) if config.background == "black" else (1.0, 1.0, 1.0),
         reference_mesh=_to_world(ground_truth_mesh(config.scene, _REFERENCE_RESOLUTION), world_from_scene),
+        points=points,
+        depths=depths,
+        normals=normals,
     )
     if config.write_to is not None:
         write_neus(scene, Path(config.write_to))

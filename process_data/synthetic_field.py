@@ -8,8 +8,8 @@ is ``synthetic_figurine.LIPSCHITZ`` where the surface is plain, a little more or
 0.15 in crevices, where a smooth union averages opposed normals; the other scenes' is 1 outside of crevices.
 
 The compiled functions carry no annotations: Numba types them by their call. Its on-disk cache notices a
-change in a function's own file only; after an edit in one of the files that this one imports, save this one
-and ``synthetic_render.py`` too (a test compares the compiled with what is written).
+change in a function's own file only, by its content; after an edit in one of the synthetic files, delete
+``process_data/__pycache__/synthetic_*.nb*`` (a test compares the compiled with what is written).
 """
 
 import math

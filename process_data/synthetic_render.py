@@ -259,6 +259,43 @@ def smooth_edges(scene, poses, lenses, background, contrast, pixels, rgba):
 
 @no_type_check
 @njit(cache=True, fastmath=True, parallel=True)
+def view_normals(scene, poses, lenses, depth, normals):
+    """Unit normals in the camera's axes where ``depth (N, H, W)`` along the ray is above 0, else zero."""
+    n, height, width = depth.shape
+    for row in prange(n * height):
+        i, y = row // height, row % height
+        pose, lens = poses[i], lenses[i]
+        for x in range(width):
+            t = depth[i, y, x]
+            if t > 0.0:
+                cx, cy = (x + 0.5 - lens[0, 2]) / lens[0, 0], (y + 0.5 - lens[1, 2]) / lens[1, 1]
+                t /= math.sqrt(cx * cx + cy * cy + 1.0)
+                nx, ny, nz = _unit_gradient(
+                    scene,
+                    pose[0, 3] + t * (pose[0, 0] * cx + pose[0, 1] * cy + pose[0, 2]),
+                    pose[1, 3] + t * (pose[1, 0] * cx + pose[1, 1] * cy + pose[1, 2]),
+                    pose[2, 3] + t * (pose[2, 0] * cx + pose[2, 1] * cy + pose[2, 2]),
+                )
+                for axis in range(3):
+                    normals[i, y, x, axis] = pose[0, axis] * nx + pose[1, axis] * ny + pose[2, axis] * nz
+
+
+@no_type_check
+@njit(cache=True, fastmath=True, parallel=True)
+def sights(scene, centres, points, is_seen):
+    """Whether nothing stands between ``centres (N, 3)`` and surface points (P, 3), ``is_seen (P, N)``."""
+    for i in prange(len(points)):
+        for k in range(len(centres)):
+            ox, oy, oz = centres[k]
+            dx, dy, dz = points[i, 0] - ox, points[i, 1] - oy, points[i, 2] - oz
+            length = math.sqrt(dx * dx + dy * dy + dz * dz)
+            t = _trace(scene, ox, oy, oz, dx / length, dy / length, dz / length)
+            # A ray may pass an oblique surface by a hair, or stop a little before it.
+            is_seen[i, k] = t < 0.0 or t > length - 5e-3
+
+
+@no_type_check
+@njit(cache=True, fastmath=True, parallel=True)
 def distances(scene, points, values):
     """The field at ``points (P, 3)``, into ``values (P,)``."""
     for i in prange(len(points)):

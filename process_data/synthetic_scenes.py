@@ -303,5 +303,5 @@ def niche_color(x, y, z):
     brick = mix(mix((0.45, 0.14, 0.08), (0.62, 0.34, 0.18), tint), (0.22, 0.08, 0.06), 0.6 * speckle)
     brick = mix(brick, (0.62, 0.58, 0.50), smoothstep(0.80, 0.90, gap))
     plaster = mix((0.60, 0.55, 0.47), (0.64, 0.59, 0.51), noise(7.0 * x, 7.0 * y, 7.0 * z))
-    plaster = mix(plaster, (0.28, 0.22, 0.18), smoothstep(0.90, 0.95, noise(17.0 * x, 17.0 * y, 17.0 * z)))
+    plaster = mix(plaster, (0.28, 0.22, 0.18), smoothstep(0.84, 0.90, noise(25.0 * x, 25.0 * y, 25.0 * z)))
     return mix(brick, plaster, smoothstep(0.012, 0.004, hollow) * smoothstep(-0.40, -0.36, y))

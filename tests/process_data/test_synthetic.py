@@ -31,6 +31,26 @@ from utils.errors import ConfigError, ExportError
 from utils.types import Cameras, Scene, TriangleMesh
 
 ALL_SCENES = sorted(SCENES)
+GOLDEN = [
+    [
+        [255.0, 224.866, 236.1, 255.0],
+        [255.0, 176.321, 181.753, 255.0],
+        [255.0, 165.405, 191.638, 242.426],
+        [255.0, 180.178, 185.072, 255.0],
+    ],
+    [
+        [255.0, 234.926, 231.762, 255.0],
+        [255.0, 178.755, 168.23, 255.0],
+        [255.0, 191.762, 181.007, 244.997],
+        [255.0, 201.126, 191.531, 255.0],
+    ],
+    [
+        [255.0, 240.997, 249.583, 255.0],
+        [255.0, 161.475, 159.151, 255.0],
+        [255.0, 192.304, 165.078, 255.0],
+        [255.0, 229.359, 223.681, 255.0],
+    ],
+]
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +144,7 @@ def test_exact_distance_matches_the_sphere_and_a_dense_search(surface: TriangleM
 def test_compiled_kernels_agree_with_the_field_as_written(
     scene: SceneName, written: Callable[..., float]
 ) -> None:
-    """Fails when Numba's cache of ``synthetic_render`` is older than the fields: save the former."""
+    """Fails when Numba's cache is older than the fields: delete ``process_data/__pycache__/*.nb*``."""
     points = np.random.default_rng(3).uniform(-0.9, 0.9, (50, 3))
     np.testing.assert_allclose(signed_distance(points, scene), [written(*p) for p in points], atol=1e-12)
 
@@ -422,9 +442,134 @@ def test_write_to_names_a_folder_or_says_why_not(tmp_path: Path) -> None:
         load_synthetic(SyntheticConfig(**small, write_to=str(tmp_path / "file")))
 
 
+# ---------------------------------------------------------------------------------------------- extras
+
+
+def test_figurine_keeps_its_pictures(figurine: Scene) -> None:
+    """Means of 24 x 24 pixels of three views, noted in 2026: what was trained on them stays comparable."""
+    found = [
+        figurine.images.image(view).float().view(4, 24, 4, 24, 3).mean(dim=(1, 3, 4)).tolist()
+        for view in (0, 5, 10)
+    ]
+    np.testing.assert_allclose(found, GOLDEN, atol=0.01)
+
+
+def test_extras_change_nothing_else_and_are_absent_by_default() -> None:
+    small: dict[str, Any] = {"scene": "niche", "num_images": 6, "image_size": 64, "holdout": 0}
+    plain = load_synthetic(SyntheticConfig(**small))
+    assert plain.depths is None
+    assert plain.normals is None
+    assert plain.points is None
+    full = load_synthetic(SyntheticConfig(**small, depths="monocular", normals=True, num_points=50))
+    assert torch.equal(full.images.pixels, plain.images.pixels)
+    assert torch.equal(full.cameras.c2w, plain.cameras.c2w)
+    noisy = load_synthetic(SyntheticConfig(**small, noise=0.05))
+    assert noisy.masks is not None
+    assert plain.masks is not None
+    assert torch.equal(noisy.masks.pixels, plain.masks.pixels)
+    change = (noisy.images.pixels.float() - plain.images.pixels.float()) / 255.0
+    inside = ((plain.images.pixels > 50) & (plain.images.pixels < 205)).all(dim=1)
+    assert change[inside].std() == pytest.approx(0.05, rel=0.05)
+    assert change[inside].mean().abs() < 0.005
+
+
+def test_depths_and_normals_of_the_sphere_are_analytic() -> None:
+    config = SyntheticConfig(
+        scene="sphere", num_images=3, image_size=48, holdout=0, depths="sensor", normals=True
+    )
+    scene = load_synthetic(config)
+    assert scene.depths is not None
+    assert scene.normals is not None
+    for view in range(3):
+        c2w, lens = (
+            scene.cameras.c2w[view].double().numpy(),
+            scene.cameras.intrinsics[view].double().numpy(),
+        )
+        depth = scene.depths.image(view)[..., 0].double().numpy() / 2.5
+        normal = scene.normals.image(view).double().numpy()
+        row, column = np.nonzero(depth)
+        assert 100 < len(row) < 48 * 48
+        local = np.stack([column + 0.5, row + 0.5, np.ones(len(row))], 1) @ np.linalg.inv(lens).T
+        points = (local * depth[row, column, None]) @ c2w[:, :3].T + c2w[:, 3]
+        away = np.linalg.norm(points, axis=1)
+        facing = -normal[row, column, 2]
+        # Half precision: 0.001 of the depth in scene units; oblique rays stop early, see _trace.
+        assert np.abs(away - SPHERE_RADIUS)[facing > 0.3].max() < 2e-3
+        expected = (points / away[:, None]) @ c2w[:, :3]
+        assert np.abs(normal[row, column] - expected)[facing > 0.3].max() < 6e-3
+        assert (normal[depth == 0.0] == 0.0).all()
+
+
+def test_monocular_depth_is_affine_in_the_true_one_up_to_a_slight_bend() -> None:
+    small: dict[str, Any] = {"scene": "wall", "num_images": 6, "image_size": 64, "holdout": 0}
+    exact = load_synthetic(SyntheticConfig(**small, depths="sensor")).depths
+    scene = load_synthetic(SyntheticConfig(**small, depths="monocular"))
+    assert exact is not None
+    assert scene.depths is not None
+    scales = []
+    for view in range(6):
+        true, seen = (maps.image(view)[..., 0].double().numpy().ravel() for maps in (exact, scene.depths))
+        assert ((true > 0) == (seen > 0)).all()
+        true, seen = true[true > 0], seen[seen > 0]
+        (scale, _), rest, *_ = np.linalg.lstsq(np.c_[true, np.ones(len(true))], seen, rcond=None)
+        assert 0.45 < scale < 2.2
+        assert 0.001 < math.sqrt(rest[0] / len(true)) / scale < 0.06
+        scales.append(scale)
+    assert np.std(scales) > 0.1
+
+
+@pytest.mark.parametrize("name", ["niche", "wall"])
+def test_points_lie_on_textured_surface_where_their_views_see_them(name: SceneName) -> None:
+    config = SyntheticConfig(scene=name, num_images=24, image_size=128, holdout=0, num_points=400)
+    scene = load_synthetic(config)
+    points = scene.points
+    assert points is not None
+    assert len(points) == 400
+    away = np.abs(exact_distance(points.positions, name))
+    assert np.median(away) < 0.004
+    assert away.max() < 0.05
+    assert np.median(away) > 1e-4, "they are not exact"
+    assert 0.1 < points.errors.mean() < 0.45
+    assert (np.bincount(points.observations[:, 0], minlength=400) >= 3).all()
+    assert (np.diff(points.observations[:, 0]) >= 0).all()
+    _, _, depth = render_views(name, scene.cameras)
+    for view in range(24):
+        seen = points.positions[points.observations[points.observations[:, 1] == view, 0]]
+        column, row = np.floor(pixels_of(scene.cameras, view, seen)).astype(int).T
+        distance = np.linalg.norm(seen - scene.cameras.c2w[view, :, 3].double().numpy(), axis=1)
+        # Nothing stands before a point: some pixel about it is as far away.
+        around = [
+            depth[view][(row + dy).clip(0, 127), (column + dx).clip(0, 127)]
+            for dy in (-1, 0, 1)
+            for dx in (-1, 0, 1)
+        ]
+        assert (np.abs(np.array(around) - distance).min(axis=0) < 0.05).all()
+    if name == "wall":
+        on_screen = (points.positions[:, 1] > 0.27) & (points.positions[:, 2] > -0.4)
+        assert on_screen.sum() == 0, "nothing to find on the plain screen"
+    again = load_synthetic(config).points
+    assert again is not None
+    np.testing.assert_array_equal(again.positions, points.positions)
+
+
+def test_without_texture_there_are_fewer_points() -> None:
+    config = SyntheticConfig(scene="sphere", num_images=4, image_size=32, num_points=500, holdout=0)
+    points = load_synthetic(config).points
+    assert points is not None
+    assert len(points) < 100
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("num_images", 1), ("image_size", 8), ("fov", 0.0), ("seed", -1), ("test_steps", 0)],
+    [
+        ("noise", -0.1),
+        ("num_points", -1),
+        ("num_images", 1),
+        ("image_size", 8),
+        ("fov", 0.0),
+        ("seed", -1),
+        ("test_steps", 0),
+    ],
 )
 def test_config_refuses_values_out_of_range(key: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"^dataset\.{key}: must be .*, got {value}$"):
