@@ -138,8 +138,8 @@ def test_history_table_and_checkpoints_of_a_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("density", DENSITIES)
 def test_training_learns(tmp_path: Path, density: str) -> None:
     """The sphere starts with radius 0.4 and is 0.5 in the photographs."""
-    options = ("trainer.max_steps=150", "trainer.samples_per_step=1024", f"model.density={density}")
-    training = new_trainer(tmp_path, *options)
+    options = ("trainer.max_steps=150", "trainer.samples_per_step=1024", "trainer.optimizer.variance=0.02")
+    training = new_trainer(tmp_path, *options, f"model.density={density}")
     directions = torch.nn.functional.normalize(torch.randn(500, 3), dim=1)
     distance = []
     for _ in range(2):
@@ -151,7 +151,7 @@ def test_training_learns(tmp_path: Path, density: str) -> None:
     assert distance[1] < 0.03
     if density == "volsdf":
         betas = [float(beta) for beta in history(training.run)["beta"]]
-        assert betas[-1] < 0.9 * betas[0] < 0.09
+        assert betas[-1] < 0.6 * betas[0] < 0.013
 
 
 def test_losses_in_one_line(tmp_path: Path) -> None:
