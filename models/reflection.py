@@ -6,8 +6,8 @@ network of view directions has to learn it anew at each point, and what it canno
 dents; a network of reflected directions learns it once, and tells the normals where to point.
 
 Source: Verbin et al., "Ref-NeRF: Structured View-Dependent Appearance for Neural Radiance Fields", CVPR 2022
-(equations 4, 8, 9 and section 3.3), on a surface's own normals instead of predicted ones, as in NeRO (Liu et
-al. 2023).
+(sections 3.1 to 3.3), on the surface's own normals instead of predicted ones, as in NeRO (Liu et al. 2023).
+Light here is distant: what a surface mirrors of the scene itself, only the bottleneck below can tell.
 """
 
 import math
@@ -19,6 +19,10 @@ from torch import Tensor, nn
 from encoder import encode_spherical_harmonics
 from models.backends import Backends
 from models.fields import RadianceConfig, make_network
+
+_BOTTLENECK = 9
+"""Material features that the specular network sees: with colours, tint and roughness 16 outputs, which is as
+many as the CUDA kernel of small networks has."""
 
 
 def reflect(toward: Float[Tensor, "S 3"], normal: Float[Tensor, "S 3"]) -> Float[Tensor, "S 3"]:
@@ -32,7 +36,7 @@ def reflect(toward: Float[Tensor, "S 3"], normal: Float[Tensor, "S 3"]) -> Float
 def encode_reflection(
     directions: Float[Tensor, "S 3"], roughness: Float[Tensor, "S 1"], degree: int
 ) -> Float[Tensor, "S D"]:
-    """Spherical harmonics averaged over a lobe around each direction (Ref-NeRF, equations 7 and 8).
+    """Spherical harmonics averaged over a lobe around each direction (Ref-NeRF, equation 8).
 
     A von Mises-Fisher lobe of concentration 1 / roughness leaves of band l about the share
     exp(-l (l + 1) roughness / 2): a rough surface sees its surroundings without their details.
@@ -46,7 +50,9 @@ def encode_reflection(
         ``(S, degree**2)``.
     """
     harmonics = encode_spherical_harmonics(directions, degree)
-    bands = [torch.exp(-0.5 * band * (band + 1) * roughness).expand(-1, 2 * band + 1) for band in range(degree)]
+    bands = [
+        torch.exp(-0.5 * band * (band + 1) * roughness).expand(-1, 2 * band + 1) for band in range(degree)
+    ]
     return harmonics * torch.cat(bands, dim=1)
 
 
@@ -62,11 +68,8 @@ def srgb_from_light(light: Float[Tensor, "S 3"]) -> Float[Tensor, "S 3"]:
     return torch.where(clipped <= 0.0031308, 12.92 * clipped, bright)
 
 
-_BOTTLENECK = 9
-
-
 class ReflectiveRadiance(nn.Module):
-    """Colour leaving a surface point: sRGB(diffuse + tint * specular), Ref-NeRF's equation 9."""
+    """Colour leaving a surface point: sRGB(diffuse + tint * specular) (Ref-NeRF, section 3.3)."""
 
     def __init__(self, config: RadianceConfig, feature_width: int, backends: Backends) -> None:
         super().__init__()
@@ -90,8 +93,8 @@ class ReflectiveRadiance(nn.Module):
         toward = -directions.index_select(0, ray_indices)
         material = self.material(torch.cat([features, normal], dim=1), count)
         diffuse, tint, roughness, bottleneck = material.split([3, 3, 1, _BOTTLENECK], dim=1)
-        # Ref-NeRF's offsets: half of what is left in linear light comes from either part at first, and
-        # surfaces start out half polished.
+        # Offsets of Ref-NeRF: at first either part gives a quarter of full light,
+        # and the roughness is 0.3: half polished.
         roughness = torch.nn.functional.softplus(roughness - 1.0)
         encoded = encode_reflection(reflect(toward, normal), roughness, self.direction_degree)
         cosine = (toward * normal).sum(dim=1, keepdim=True)

@@ -197,7 +197,7 @@ def test_a_mirroring_ball_is_learned_from_few_views() -> None:
         normal = torch.where((normal * toward).sum(dim=1, keepdim=True) < 0, -normal, normal)
         return -toward, normal, surroundings(reflect(toward, normal))
 
-    train, test = ([pixels(view, 200) for view in unit(count).split(1)] for count in (8, 16))
+    train, test = ([pixels(view, 100) for view in unit(count).split(1)] for count in (8, 16))
     errors = []
     for kind in (RadianceField, ReflectiveRadiance):
         head = kind(RadianceConfig(hidden_width=32), 3, CPU)
@@ -208,7 +208,7 @@ def test_a_mirroring_ball_is_learned_from_few_views() -> None:
             # On a ball normals say where a point is.
             return (head(normal, away, torch.arange(len(away)), normal) - rgb).abs().mean()
 
-        for _ in range(200):
+        for _ in range(120):
             optimizer.zero_grad()
             error(train).backward()
             optimizer.step()
