@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -44,12 +45,15 @@ class SDFConfig:
 class RadianceConfig:
     """Colour network: geometry features, normal and view direction to RGB."""
 
+    head: Literal["view", "reflection"] = "view"
+    """What the colour depends on: the view direction, or, for shiny surfaces, diffuse light and what the
+    reflected direction shows (see ``models/reflection.py``)."""
     hidden_width: int = 64
     """Units per hidden layer."""
     hidden_layers: int = 2
     """Hidden layers, at least 1."""
     direction_degree: int = 4
-    """Bands of spherical harmonics for the view direction (1..5)."""
+    """Bands of spherical harmonics for the view direction, or the reflected one (1..5)."""
     precision: Precision = "tf32"
     """Of the matrix products on a GPU (CPUs compute in float32); distances and normals are float32 always."""
 

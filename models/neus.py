@@ -19,6 +19,7 @@ from models.fields import RadianceConfig, RadianceField, SDFConfig, SDFField
 from models.marching import drop_hidden, march
 from models.occupancy import OccupancyConfig, OccupancyGrid, observable_cells
 from models.opacity import DENSITIES, DensityName
+from models.reflection import ReflectiveRadiance
 from utils.errors import ConfigError
 from utils.types import Budget, Progress, Rays, RaySamples, RenderOutput, Scene
 
@@ -83,7 +84,8 @@ class NeuS(nn.Module):
         self.config = config
         self.backends = backends
         self.sdf_field = SDFField(config.sdf, backends)
-        self.radiance = RadianceField(config.radiance, self.sdf_field.output_width, backends)
+        head = ReflectiveRadiance if config.radiance.head == "reflection" else RadianceField
+        self.radiance = head(config.radiance, self.sdf_field.output_width, backends)
         self.density = DENSITIES[config.density]
         sharpness = config.initial_inv_s if config.density == "neus" else 1.0 / config.initial_beta
         # inv_s = exp(10 v) as in NeuS: Adam's steps on v change the sharpness by a factor, whatever its size.

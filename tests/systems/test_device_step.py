@@ -41,6 +41,7 @@ from utils.types import Batch, Budget, RenderOutput
 FIXED = "trainer.buffers=fixed"
 SMALL = ("model.occupancy.resolution=6", "model.background.num_samples=4", "trainer.max_rays=16")
 """For Triton's interpreter, which takes a while."""
+REFLECTION = ("model.radiance.head=reflection",)
 ON_GPU_CODE = pytest.param("cuda", marks=needs_triton)
 
 
@@ -97,7 +98,9 @@ def render_and_differentiate(
 
 @pytest.mark.parametrize("backend", ["cpu", "reference", ON_GPU_CODE])
 @pytest.mark.parametrize(
-    "overrides", [(), WITHOUT_MASKS, ("model.density=volsdf",)], ids=["masks", "background", "volsdf"]
+    "overrides",
+    [(), WITHOUT_MASKS, ("model.density=volsdf",), REFLECTION],
+    ids=["masks", "background", "volsdf", "reflection"],
 )
 @pytest.mark.parametrize("prunes", [True, False], ids=["pruned", "all"])
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="compares backends of the CPU")
@@ -386,8 +389,8 @@ class NoWaiting(TorchDispatchMode):
 @needs_triton
 @pytest.mark.parametrize(
     "overrides",
-    [(), WITHOUT_MASKS, EVERY_TERM, ("model.density=volsdf",)],
-    ids=["masks", "background", "terms", "volsdf"],
+    [(), WITHOUT_MASKS, EVERY_TERM, ("model.density=volsdf",), REFLECTION],
+    ids=["masks", "background", "terms", "volsdf", "reflection"],
 )
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="a GPU checks this itself, see benchmarks/engine.py")
 def test_a_step_waits_for_nothing(tmp_path: Path, overrides: tuple[str, ...]) -> None:
