@@ -29,7 +29,7 @@ def patch_ssim(
     The Gaussian window has the largest odd side up to 11 that fits into a patch.
 
     Source: Wang et al. 2004, equation 13; as a loss: Zhao et al. 2017, "Loss functions for image restoration
-        with neural networks", equation 8.
+        with neural networks".
     """
     window = min(MAX_WINDOW, (rgb.shape[1] - 1) // 2 * 2 + 1)
     distance = 1.0 - ssim_map(_kept(rgb, target, keep), target, window).mean(dim=(1, 2))
@@ -41,7 +41,7 @@ def patch_lpips(
 ) -> Float[Tensor, ""]:
     """Mean LPIPS (AlexNet), 0 = equal; K >= 32, see :func:`check_lpips`.
 
-    Source: Zhang et al. 2018; as a loss on patches of 32 pixels: HumanNeRF (Weng et al. 2022), section 4.3.
+    Source: Zhang et al. 2018; as a loss on patches of 32 pixels: HumanNeRF (Weng et al. 2022).
     """
     return _mean(lpips_distances(_kept(rgb, target, keep), target), keep).to(rgb.dtype)
 

@@ -249,6 +249,8 @@ def test_background_color(name: Any, color: list[float] | None) -> None:
         ("system.random_points_per_step=0", "system.random_points_per_step"),
         ("system.sparse_max_error=0", "system.sparse_max_error"),
         ("system.curvature_step=0", "system.curvature_step"),
+        ("system.patch_size=2", "system.patch_size"),
+        ("system.num_patches=0", "system.num_patches"),
         ("system.loss.eikonl=0.1", "system.loss.eikonl"),
         ("trainer.max_steps=0", "trainer.max_steps"),
         ("trainer.max_minutes=0", "trainer.max_minutes"),

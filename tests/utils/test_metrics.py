@@ -106,7 +106,7 @@ def test_lpips_is_a_number_or_a_reason():
 
 def test_masked_lpips_sees_differences_inside_alone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(metrics, "lpips_missing", lambda: None)
-    monkeypatch.setattr(metrics, "_lpips_network", lambda: lambda x, y: (x - y).abs().mean())
+    monkeypatch.setattr(metrics, "_lpips_network", lambda device: lambda x, y: (x - y).abs().mean())
     target = torch.full((64, 80, 3), 0.5)
     rgb, mask = target.clone(), torch.zeros(64, 80)
     rgb[:32] += 0.25
