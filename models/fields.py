@@ -10,10 +10,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from encoder import HashGrid, HashGridConfig, encode_spherical_harmonics
+from encoder.hashgrid import GridGeometry
 from models.backends import Backends
 from models.mlp import Precision, relu_mlp
-from models.sdf_network import reference, sdf_only, sdf_with_gradient
+from models.numerical_gradient import TAPS, numerical_derivatives, tap_distance
+from models.sdf_network import reference, sdf_only, sdf_outputs, sdf_values, sdf_with_gradient
 from utils.backend import implementation
+from utils.padding import zero_padding
 
 SOFTPLUS_BETA = 100.0
 """Sharpness of the SDF network's softplus, as in IDR and NeuS: nearly a ReLU, yet twice differentiable."""
@@ -32,8 +35,15 @@ class SDFConfig:
     """Geometry features handed to the radiance field beside the distance itself."""
     initial_radius: float = 0.5
     """Radius of the sphere that the untrained network represents, scene units (0..1)."""
+    gradient: Literal["analytic", "numerical"] = "analytic"
+    """Of the distance: exact and local to a grid cell, or differences over the width of a cell of the finest
+    open level, whose losses reach the neighbouring cells (Neuralangelo); these also give the Laplacian."""
+    taps: int = 4
+    """Evaluations per numerical gradient: 4 (corners of a tetrahedron) or 6 (central differences)."""
 
     def __post_init__(self) -> None:
+        if self.taps not in TAPS:
+            raise ValueError(f"model.sdf.taps: must be 4 or 6, got {self.taps}")
         if not 0 < self.initial_radius < 1:
             raise ValueError(f"model.sdf.initial_radius: must lie between 0 and 1, got {self.initial_radius}")
         for key in ("hidden_width", "hidden_layers", "feature_width"):
@@ -108,6 +118,9 @@ def _spread_directions(count: int) -> Float[Tensor, "D 3"]:
     return spiral @ rotation
 
 
+_NetworkArguments = tuple[Tensor, GridGeometry, float | Tensor, list[Tensor], list[Tensor], float, str]
+
+
 class SDFField(nn.Module):
     """Signed distance over the unit ball, negative inside, starting out as a sphere.
 
@@ -121,6 +134,10 @@ class SDFField(nn.Module):
         super().__init__()
         self.grid = HashGrid(config.hash_grid, bound=1.0, backend=backends.hash_grid)
         self.backend = backends.sdf_network
+        self.is_numerical = config.gradient == "numerical"
+        # A buffer follows the model to its device; a checkpoint need not know it.
+        self.tap_directions: Tensor
+        self.register_buffer("tap_directions", TAPS[config.taps].clone(), persistent=False)
         self.output_width = 1 + config.feature_width + self.grid.width
         widths = [self.grid.width] + [config.hidden_width] * config.hidden_layers + [1 + config.feature_width]
         self.weights = nn.ParameterList()
@@ -165,17 +182,33 @@ class SDFField(nn.Module):
 
         Rows from ``count`` on are padding and give zeros.
         """
-        return sdf_with_gradient(
-            positions,
-            self.grid.table,
-            self.grid.geometry,
-            active_levels,
-            list(self.weights),
-            list(self.biases),
-            SOFTPLUS_BETA,
-            self.backend,
-            count,
+        outputs, gradient, _ = self.with_laplacian(positions, active_levels, count)
+        return outputs, gradient
+
+    def with_laplacian(
+        self,
+        positions: Float[Tensor, "S 3"],
+        active_levels: float | Float[Tensor, ""],
+        count: Int64[Tensor, ""] | None = None,
+    ) -> tuple[Float[Tensor, "S C"], Float[Tensor, "S 3"], Float[Tensor, " S"] | None]:
+        """:meth:`forward`, and the distance's Laplacian where gradients are numerical.
+
+        Source: Neuralangelo (Li et al. 2023), equations 2 to 4 and 10.
+        """
+        where = positions, *self._network(active_levels)
+        if not self.is_numerical:
+            return *sdf_with_gradient(*where, count), None
+        outputs = sdf_outputs(*where, count)
+        directions = self.tap_directions
+        real = None if count is None else count * len(directions)
+        gradient, laplacian = numerical_derivatives(
+            lambda taps: sdf_values(taps, *self._network(active_levels), real),
+            zero_padding(positions, count),
+            outputs[:, 0],
+            directions.to(positions.dtype),
+            tap_distance(self.grid.geometry, active_levels),
         )
+        return outputs, gradient, laplacian
 
     def sdf(
         self,
@@ -184,16 +217,13 @@ class SDFField(nn.Module):
         count: Int64[Tensor, ""] | None = None,
     ) -> Float[Tensor, " S"]:
         """The signed distance alone, outside of autograd."""
-        return sdf_only(
-            positions,
-            self.grid.table,
-            self.grid.geometry,
-            active_levels,
-            list(self.weights),
-            list(self.biases),
-            SOFTPLUS_BETA,
-            self.backend,
-            count,
+        return sdf_only(positions, *self._network(active_levels), count)
+
+    def _network(self, active_levels: float | Float[Tensor, ""]) -> _NetworkArguments:
+        """The arguments of the network's operations between positions and count."""
+        return (
+            *(self.grid.table, self.grid.geometry, active_levels),
+            *(list(self.weights), list(self.biases), SOFTPLUS_BETA, self.backend),
         )
 
 

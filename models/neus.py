@@ -180,7 +180,7 @@ class NeuS(nn.Module):
         samples, num_marched = self.sample(rays, progress, generator, budget)
         count = None if budget is None else samples.count
         positions, directions = samples.positions(rays), samples.directions(rays)
-        outputs, gradient = self.sdf_field(positions, progress.active_levels, count)
+        outputs, gradient, laplacian = self.sdf_field.with_laplacian(positions, progress.active_levels, count)
         normal = torch.nn.functional.normalize(gradient, dim=1, eps=1e-6)
         rgb = self.radiance(outputs, rays.directions, samples.ray_indices, normal, count)
         sdf = outputs[:, 0]
@@ -209,6 +209,7 @@ class NeuS(nn.Module):
             positions=positions,
             sdf=sdf,
             gradient=gradient,
+            laplacian=laplacian,
             weights=weights,
             num_marched=num_marched,
             is_sample=samples.is_sample,

@@ -205,3 +205,11 @@ def curvature(
         the step along a random tangent.
     """
     return _mean(((shifted - gradient) * tangent).sum(dim=1).abs() / step, keep)
+
+
+def laplacian(values: Float[Tensor, " S"], keep: Keep = None) -> Float[Tensor, ""]:
+    """Mean absolute Laplacian of the signed distance, which is the sum of the principal curvatures.
+
+    Source: Neuralangelo (Li et al. 2023), equation 10.
+    """
+    return _mean(values.abs(), keep)

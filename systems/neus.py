@@ -54,8 +54,8 @@ class LossConfig:
     eikonal_random: Any = 0.0
     """The eikonal term at random points of the unit ball, where no ray has to pass. Typical: 0.01 to 0.1."""
     curvature: Any = 0.0
-    """Normal curvature along random tangents at the samples (Neuralangelo, equation 10). Typical: 5e-4
-    (theirs), falling as levels open."""
+    """|Laplacian| at the samples where gradients are numerical (Neuralangelo, equation 10), else normal
+    curvature along random tangents. Typical: 5e-4 (theirs), falling as levels open."""
     ssim: Any = 0.0
     """1 - structural similarity of patches (Wang et al. 2004). No weight has been measured yet; 3D Gaussian
     splatting (Kerbl et al. 2023) takes 0.25 of the L1 weight."""
@@ -88,7 +88,8 @@ class NeuSSystemConfig:
     free_space_points: int = 256
     """Points that the free_space term looks at, one on each of a batch's first rays."""
     random_points_per_step: int = 1024
-    """Points of the eikonal_random term, and most samples that the curvature term looks at."""
+    """Points of the eikonal_random term, and most samples that the curvature term looks at (the Laplacian
+    costs nothing more, and is looked at everywhere)."""
     curvature_step: float = 0.01
     """Distance of the points that the curvature term compares, scene units: about a cell of the finest level
     that matters."""
@@ -101,6 +102,8 @@ class NeuSSystemConfig:
     """Fraction of training after which NeuS's true cosine is used (0 = from the start)."""
     initial_levels: float = 4.0
     """Hash-grid levels open at the start (coarse to fine)."""
+    levels_start: float = 0.0
+    """Fraction of training up to which only these are open."""
     levels_end: float = 0.3
     """Fraction of training at which all levels are open."""
     background: Literal["random", "scene"] = "random"
@@ -108,9 +111,12 @@ class NeuSSystemConfig:
     it, or the scene's own (dataset.background), which forgives masks that are too wide."""
 
     def __post_init__(self) -> None:
-        for key in ("cos_anneal_end", "levels_end"):
+        for key in ("cos_anneal_end", "levels_start", "levels_end"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"system.{key}: must lie in 0..1, got {getattr(self, key)}")
+        if self.levels_start > self.levels_end:
+            levels = f"levels_end {self.levels_end}, got {self.levels_start}"
+            raise ValueError(f"system.levels_start: must not be above {levels}")
         counts = ("sparse_points_per_step", "free_space_points", "random_points_per_step", "num_patches")
         lowest = dict.fromkeys(counts, 1)
         for key, low in (lowest | {"patch_size": 3}).items():
@@ -163,7 +169,7 @@ class NeuSSystem:
         """Everything that depends on the fraction (0..1) of training done."""
         config = self.config
         anneal = 1.0 if config.cos_anneal_end == 0 else min(fraction / config.cos_anneal_end, 1.0)
-        opened = 1.0 if config.levels_end == 0 else min(fraction / config.levels_end, 1.0)
+        opened = value_at([[config.levels_start, 0.0], [config.levels_end, 1.0]], fraction)
         first = min(config.initial_levels, self.num_levels)
         weights = {name: value_at(getattr(config.loss, name), fraction) for name in self.terms}
         weights = {name: weight for name, weight in weights.items() if weight > 0}
@@ -234,6 +240,8 @@ class NeuSSystem:
         return losses.eikonal(field(radii * directions)[1])
 
     def _curvature(self, render: RenderOutput, field: Field, generator: torch.Generator) -> Tensor:
+        if render.laplacian is not None:
+            return losses.laplacian(render.laplacian, render.is_sample)
         # Rays come in random order, and so do the first ones' samples (of patches, where there are any).
         first, step = slice(self.config.random_points_per_step), self.config.curvature_step
         gradient = render.gradient[first]

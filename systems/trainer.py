@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam with one learning rate per group of parameters."""
+    """AdamW with one learning rate per group of parameters."""
 
     grid: float = 1e-2
     """Learning rate of the hash grids' tables."""
@@ -57,6 +57,10 @@ class OptimizerConfig:
     """After the warm-up, over the fraction of training done."""
     final_ratio: float = 0.05
     """Learning rate at the end over that at the start."""
+    weight_decay: float = 0.0
+    """Share of every parameter but the variance's, times its learning rate, that a step takes away (AdamW).
+
+    Of the variance it would pull inv_s towards 1, which has nothing to do with simplicity."""
     clip_norm: float = 0.0
     """Largest norm of the gradient of each group; 0 leaves gradients as they are."""
     skip_untouched: bool = False
@@ -67,6 +71,8 @@ class OptimizerConfig:
         for key in ("grid", "networks", "variance", "background", "clip_norm"):
             if not 0 <= getattr(self, key) <= 10:
                 raise ValueError(f"trainer.optimizer.{key}: must lie in 0..10, got {getattr(self, key)}")
+        if not 0 <= self.weight_decay <= 1:
+            raise ValueError(f"trainer.optimizer.weight_decay: must lie in 0..1, got {self.weight_decay}")
         if not 0 < self.final_ratio <= 1:
             raise ValueError(f"trainer.optimizer.final_ratio: must lie in (0, 1], got {self.final_ratio}")
 
@@ -161,6 +167,7 @@ class Trainer:
                 "params": parameters,
                 "lr": getattr(optimizer, name),
                 "base_lr": getattr(optimizer, name),
+                "weight_decay": 0.0 if name == "variance" else optimizer.weight_decay,
                 "name": name,
             }
             for name, parameters in model.parameter_groups().items()
@@ -172,7 +179,7 @@ class Trainer:
                 groups, betas=(0.9, 0.99), eps=1e-15, skip_untouched=optimizer.skip_untouched
             )
         else:
-            self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15, fused=True)
+            self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=1e-15, fused=True)
         self.step = 0
         self.train_seconds = 0.0
         self.num_rays = max(self.min_rays, min(self.config.initial_rays, self.config.max_rays))
@@ -466,11 +473,14 @@ class Trainer:
 
     def _load(self, state: dict[str, Any], with_generators: bool) -> None:
         self.model.load_state_dict(state["model"])
-        # Learning rates come from the config of now, everything else of the optimiser from the checkpoint.
-        rates = [group["base_lr"] for group in self.optimizer.param_groups]
+        # Learning rates and weight decay come from the config of now, everything else of the optimiser from
+        # the checkpoint.
+        now = [
+            {key: group[key] for key in ("base_lr", "weight_decay")} for group in self.optimizer.param_groups
+        ]
         self.optimizer.load_state_dict(state["optimizer"])
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["base_lr"] = rate
+        for group, rates in zip(self.optimizer.param_groups, now, strict=True):
+            group.update(rates)
         self.step, self.train_seconds = state["step"], state["train_seconds"]
         # Without patches, as the checkpoint's run may have been, fewer rays will do.
         self.num_rays = max(self.min_rays, state["num_rays"])

@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 
 from run import sections
+from systems.neus import NeuSSystem
 from utils.command_line import VRAM
 from utils.config import load_config
 
+DENSITY_OF = {"neuralangelo": "neus"}
+"""Methods that are named after something else than their density."""
 CONFS = sorted((Path(__file__).resolve().parents[1] / "confs").glob("*.yaml"))
 
 
@@ -22,7 +25,8 @@ def test_there_are_configs() -> None:
 def test_config_loads_and_is_named_after_method_and_format(path: Path, device: str, vram: int | None) -> None:
     config = load_config(path, (), sections(), device, vram)
     method, form, *_ = path.stem.split("-")
-    assert (config.model.density, config.dataset.name) == (method, form)
+    density = DENSITY_OF.get(method, method)
+    assert (config.model.density, config.dataset.name) == (density, form)
     assert config.name.startswith(f"{method}-{form}")
     # A run ends by itself, and its name is that of one folder.
     assert config.trainer.max_steps > 0
@@ -39,3 +43,22 @@ def test_a_gpu_gets_larger_steps_and_little_memory_smaller_ones() -> None:
         tables = [config.model.sdf.hash_grid.log2_table_size for config in (cpu, small, gpu)]
         assert tables == sorted(set(tables))
         assert small.export.chunk < gpu.export.chunk
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("path", [path for path in CONFS if path.stem.startswith("neuralangelo")], ids=str)
+def test_curvature_falls_as_the_taps_draw_nearer(path: Path, device: str) -> None:
+    """Its weight is 5e-4 while the first levels are open, then falls with the grid's growth (section 3.3)."""
+    config = load_config(path, (), sections(), device)
+    grid = config.model.sdf.hash_grid
+    system = NeuSSystem(config.system, grid.num_levels, has_masks=True)
+    start, end = config.system.levels_start, config.system.levels_end
+    assert (config.model.sdf.gradient, config.trainer.optimizer.weight_decay) == ("numerical", 0.01)
+    assert "curvature" not in system.progress_at(0.0).loss_weights
+    for share in (0.0, 0.1, 0.25, 0.4, 0.5, 0.7, 0.9, 1.0):
+        progress = system.progress_at(start + share * (end - start))
+        assert progress.active_levels == pytest.approx(4 + share * (grid.num_levels - 4))
+        expected = 5e-4 / grid.growth ** (progress.active_levels - 4)
+        # Straight lines between points two or three levels apart.
+        assert progress.loss_weights["curvature"] == pytest.approx(expected, rel=0.12)
+    assert system.progress_at(1.0).loss_weights["curvature"] == pytest.approx(expected, rel=0.01)

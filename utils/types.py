@@ -224,6 +224,8 @@ class RenderOutput:
     """Samples that belong to a ray; the others are padding. ``None``: all."""
     is_served: Bool[Tensor, " R"] | None = None
     """Rays that were rendered; of the others the pixels mean nothing. ``None``: all."""
+    laplacian: Float[Tensor, " S"] | None = None
+    """Divergence of the gradient per sample, 1 / scene units; ``None`` where gradients are analytic."""
 
     @property
     def num_samples(self) -> int | Int64[Tensor, ""]:

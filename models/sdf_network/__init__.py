@@ -3,6 +3,9 @@
 The eikonal loss and the normal that colours a sample both differentiate d sdf / d position,
 so the gradient is an output like the value. ``reference.py`` lets autograd differentiate
 twice; ``cpu.py`` writes both sweeps out, and ``cuda.py`` does all of it in one kernel per direction.
+
+Where gradients are differences of values, values have to be differentiable instead: ``sdf_outputs`` and
+``sdf_values``, without any gradient in the positions.
 """
 
 import functools
@@ -14,7 +17,7 @@ from torch import Tensor
 from encoder.hashgrid import OPTIONAL, GridGeometry
 from utils.backend import available_anywhere, available_on_cpu, available_on_gpu, implementation
 
-__all__ = ["IMPLEMENTATIONS", "OPTIONAL", "sdf_only", "sdf_with_gradient"]
+__all__ = ["IMPLEMENTATIONS", "OPTIONAL", "sdf_only", "sdf_outputs", "sdf_values", "sdf_with_gradient"]
 
 IMPLEMENTATIONS = {
     "cpu": available_on_cpu,
@@ -85,3 +88,41 @@ def sdf_only(
     """Evaluate the signed distance alone, outside of autograd (pruning, occupancy, surface extraction)."""
     module = implementation(__name__, _known(backend))
     return module.sdf_only(positions, table, geometry, active_levels, weights, biases, beta, count)
+
+
+def sdf_outputs(
+    positions: Float[Tensor, "S 3"],
+    table: Float[Tensor, "entries F"],
+    geometry: GridGeometry,
+    active_levels: float | Float[Tensor, ""],
+    weights: Sequence[Float[Tensor, "_ _"]],
+    biases: Sequence[Float[Tensor, " _"]],
+    beta: float,
+    backend: str,
+    count: Int64[Tensor, ""] | None = None,
+) -> Float[Tensor, "S C"]:
+    """Evaluate the network without its gradient: the outputs of :func:`sdf_with_gradient`.
+
+    Differentiable in table, weights and biases. On a GPU the layers are PyTorch's, in float32.
+    """
+    module = implementation(__name__, _known(backend))
+    return module.sdf_outputs(positions, table, geometry, active_levels, weights, biases, beta, count)
+
+
+def sdf_values(
+    positions: Float[Tensor, "S 3"],
+    table: Float[Tensor, "entries F"],
+    geometry: GridGeometry,
+    active_levels: float | Float[Tensor, ""],
+    weights: Sequence[Float[Tensor, "_ _"]],
+    biases: Sequence[Float[Tensor, " _"]],
+    beta: float,
+    backend: str,
+    count: Int64[Tensor, ""] | None = None,
+) -> Float[Tensor, " S"]:
+    """Evaluate the signed distance alone, differentiable in table, weights and biases as it is.
+
+    :func:`sdf_only` is the same outside of autograd, and faster.
+    """
+    module = implementation(__name__, _known(backend))
+    return module.sdf_values(positions, table, geometry, active_levels, weights, biases, beta, count)

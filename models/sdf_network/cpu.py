@@ -29,6 +29,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from encoder.hashgrid import GridGeometry, encode
 from encoder.hashgrid.cpu import features_and_jacobian, table_gradient
+from models.sdf_network.reference import first_output
 from utils.padding import zero_padding
 
 _BLOCK = 2048
@@ -138,6 +139,24 @@ def _softplus_layer(hidden: Tensor, weight: Tensor, bias: Tensor, beta: float) -
     slope = torch.empty_like(activated)
     _softplus_kernel(activated.numpy(), slope.numpy(), np.float32(beta))
     return activated, slope
+
+
+class _SoftplusLayer(torch.autograd.Function):
+    """softplus(W h + b), differentiable once: the value's half of the two sweeps, by itself."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor, beta: float) -> Tensor:
+        activated, slope = _softplus_layer(hidden, weight, bias, beta)
+        ctx.save_for_backward(hidden, weight, slope)
+        return activated
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_activated):  # type: ignore[no-untyped-def]
+        hidden, weight, slope = ctx.saved_tensors
+        d_z = d_activated * slope
+        d_hidden = d_z @ weight if ctx.needs_input_grad[0] else None
+        return d_hidden, d_z.t() @ hidden, _column_sums(d_z), None
 
 
 class _SDFWithGradient(torch.autograd.Function):
@@ -263,3 +282,41 @@ def sdf_only(
             hidden, _ = _softplus_layer(hidden, weight, bias, beta)
         sdf = torch.mv(hidden, weights[-1][0]) + biases[-1][0]
         return zero_padding(sdf[:, None], count)[:, 0]
+
+
+def _network(features: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], beta: float) -> Tensor:
+    """The layers alone, differentiable once."""
+    hidden = features
+    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+        hidden = _SoftplusLayer.apply(hidden, weight, bias, beta)
+    return torch.addmm(biases[-1], hidden, weights[-1].t())
+
+
+def sdf_outputs(
+    positions: Tensor,
+    table: Tensor,
+    geometry: GridGeometry,
+    active_levels: float | Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    beta: float,
+    count: Tensor | None = None,
+) -> Tensor:
+    """See the package's ``sdf_outputs``."""
+    features = encode(zero_padding(positions, count), table, geometry, active_levels, "cpu")
+    return zero_padding(torch.cat([_network(features, weights, biases, beta), features], dim=1), count)
+
+
+def sdf_values(
+    positions: Tensor,
+    table: Tensor,
+    geometry: GridGeometry,
+    active_levels: float | Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    beta: float,
+    count: Tensor | None = None,
+) -> Tensor:
+    """See the package's ``sdf_values``."""
+    features = encode(zero_padding(positions, count), table, geometry, active_levels, "cpu")
+    return zero_padding(_network(features, *first_output(weights, biases), beta), count)[:, 0]

@@ -228,3 +228,10 @@ def sdf_only(
                 *operands.arguments(), operands.biases[-1], sdf, **padded, **SDF_LAUNCH
             )
         return sdf
+
+
+sdf_outputs = partial(reference.sdf_outputs, encode=_ENCODE)
+"""See the package's ``sdf_outputs``."""
+
+sdf_values = partial(reference.sdf_values, encode=_ENCODE)
+"""See the package's ``sdf_values``."""

@@ -27,6 +27,11 @@ def network(features: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor
     return torch.nn.functional.linear(hidden, weights[-1], biases[-1])
 
 
+def first_output(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The layers of a network that gives the signed distance and nothing else."""
+    return [*weights[:-1], weights[-1][:1]], [*biases[:-1], biases[-1][:1]]
+
+
 def sdf_with_gradient(
     positions: Tensor,
     table: Tensor,
@@ -68,3 +73,36 @@ def sdf_only(
     with torch.no_grad():
         features = encode(zero_padding(positions, count), table, geometry, active_levels)
         return zero_padding(network(features, weights, biases, beta), count)[:, 0]
+
+
+def sdf_outputs(
+    positions: Tensor,
+    table: Tensor,
+    geometry: GridGeometry,
+    active_levels: float | Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    beta: float,
+    count: Tensor | None = None,
+    encode: Encode = hashgrid_reference.encode,
+) -> Tensor:
+    """See the package's ``sdf_outputs``."""
+    features = encode(zero_padding(positions, count), table, geometry, active_levels)
+    return zero_padding(torch.cat([network(features, weights, biases, beta), features], dim=1), count)
+
+
+def sdf_values(
+    positions: Tensor,
+    table: Tensor,
+    geometry: GridGeometry,
+    active_levels: float | Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    beta: float,
+    count: Tensor | None = None,
+    encode: Encode = hashgrid_reference.encode,
+) -> Tensor:
+    """See the package's ``sdf_values``."""
+    features = encode(zero_padding(positions, count), table, geometry, active_levels)
+    sdf = network(features, *first_output(weights, biases), beta)
+    return zero_padding(sdf, count)[:, 0]

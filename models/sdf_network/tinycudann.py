@@ -10,3 +10,9 @@ sdf_with_gradient = partial(reference.sdf_with_gradient, encode=partial(encode, 
 
 sdf_only = partial(reference.sdf_only, encode=partial(encode, backend="tinycudann"))
 """See the package's ``sdf_only``."""
+
+sdf_outputs = partial(reference.sdf_outputs, encode=partial(encode, backend="tinycudann"))
+"""See the package's ``sdf_outputs``."""
+
+sdf_values = partial(reference.sdf_values, encode=partial(encode, backend="tinycudann"))
+"""See the package's ``sdf_values``."""

@@ -1,7 +1,8 @@
-"""Adam (Kingma and Ba 2015, algorithm 1) whose step no host waits for, so that a CUDA graph can record it.
+"""AdamW (Loshchilov and Hutter 2019, algorithm 2) whose step no host waits for, so that a CUDA graph can
+record it; without weight decay it is Adam (Kingma and Ba 2015, algorithm 1).
 
 ``reference.py`` is plain PyTorch, which a CPU uses, too; ``cuda.py`` one Triton kernel a parameter, which
-reads and writes everything once. State has torch.optim.Adam's keys and meaning, so that a checkpoint of
+reads and writes everything once. State has torch.optim.AdamW's keys and meaning, so that a checkpoint of
 either goes on with the other.
 """
 
@@ -28,26 +29,29 @@ IMPLEMENTATIONS = {"cpu": available_on_cpu, "cuda": available_on_gpu, "reference
 """In order of preference: name -> ``available(device)``, which returns ``None`` or the reason why not."""
 
 _MODULES = {"cpu": "reference", "cuda": "cuda", "reference": "reference"}
-_UNSUPPORTED = ("weight_decay", "amsgrad", "maximize")
+_UNSUPPORTED = ("amsgrad", "maximize")
 
 
 class Adam(torch.optim.Optimizer):
-    """Adam with all of its state on the device.
+    """AdamW with all of its state on the device.
 
     m and v are the running means of the gradient g and of its square, t counts the steps, from 1: ::
 
         m = beta1 m + (1 - beta1) g          v = beta2 v + (1 - beta2) g^2
+        parameter -= lr weight_decay parameter
         parameter -= lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
 
     Every tensor is made here and stays where it is, as a recorded step demands. A group's ``lr`` is a number
-    or a 0-dim float32 tensor on the device, which is read there, at each step.
+    or a 0-dim float32 tensor on the device, which is read there, at each step; its ``weight_decay`` a number.
 
     Args:
         params: parameters or groups of them, float32, contiguous, all on one device.
         lr: learning rate of groups that do not give their own.
         betas: decay of the two means per step, 0..1.
         eps: added to the denominator.
-        skip_untouched: leave alone, its means included, every element whose gradient is exactly 0:
+        weight_decay: of groups that do not give their own; decoupled, it is no part of the gradient.
+        skip_untouched: leave alone, its means and its decay included, every element whose gradient is
+            exactly 0:
             instant-ngp's rule for hash tables, many of whose rows no sample of a step touches. Such rows cost
             no more than reading their gradient.
         backend: a key of :data:`IMPLEMENTATIONS`, or ``auto``.
@@ -64,11 +68,13 @@ class Adam(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         *,
+        weight_decay: float = 0.0,
         skip_untouched: bool = False,
         backend: str = "auto",
     ) -> None:
-        # weight_decay and fused mean nothing here; torch.optim.Adam wants them in a checkpoint that it loads.
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "fused": True})
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        # These mean nothing here; torch.optim.AdamW wants them in a checkpoint that it loads.
+        super().__init__(params, defaults | {"fused": True, "decoupled_weight_decay": True})
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         device = parameters[0].device
         for parameter in parameters:
@@ -123,13 +129,14 @@ class Adam(torch.optim.Optimizer):
                 lr=group["lr"],
                 betas=group["betas"],
                 eps=group["eps"],
+                weight_decay=group["weight_decay"],
                 corrections=corrections[row],
                 finite=finite,
                 skip_untouched=self.skip_untouched,
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch.optim.Adam's; learning rates are numbers. This waits for the device."""
+        """As torch.optim.AdamW's; learning rates are numbers. This waits for the device."""
         saved = super().state_dict()
         for group in saved["param_groups"]:
             group["lr"] = float(group["lr"])
@@ -137,7 +144,9 @@ class Adam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Copy a state of this class's or of torch.optim.Adam's into the tensors that are here.
+        """Copy a state of this class's or of torch.optim.AdamW's into the tensors that are here.
+
+        Adam's serves as well if it has no weight decay, which there is part of the gradient.
 
         Raises:
             ValueError: it is of other groups or parameters, or of a variant of Adam that this is not.
@@ -149,6 +158,8 @@ class Adam(torch.optim.Optimizer):
             for parameter, index in zip(group["params"], saved["params"], strict=True)
         ]
         wrong = [key for _, saved in groups for key in _UNSUPPORTED if saved.get(key)]
+        if any(saved.get("weight_decay") and not saved.get("decoupled_weight_decay") for _, saved in groups):
+            wrong.insert(0, "weight_decay within the gradient")
         if wrong:
             raise ValueError(f"Adam: cannot go on from a state with {', '.join(wrong)}")
         for own, found in pairs:
@@ -160,7 +171,7 @@ class Adam(torch.optim.Optimizer):
             for key, value in saved.items():
                 if isinstance(group.get(key), Tensor):
                     group[key].fill_(value)
-                elif key != "params":
+                elif key not in ("params", "decoupled_weight_decay"):
                     group[key] = value
         for own, found in pairs:
             for key, tensor in own.items():

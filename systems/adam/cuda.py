@@ -1,4 +1,4 @@
-"""Adam's update of one parameter as a Triton kernel: 16 bytes read and 12 written per element, each once.
+"""AdamW's update of one parameter as a Triton kernel: 16 bytes read and 12 written per element, each once.
 
 A program has a block of consecutive elements, seen as a matrix ``(BLOCK / WIDTH, WIDTH)`` whose rows are what
 a thread loads with one instruction. Masks hold for whole rows, since a mask of single elements would have
@@ -26,7 +26,7 @@ _WIDEST = 4
 @no_type_check
 @triton.jit
 def _update_block(
-    parameter, exp_avg, exp_avg_sq, g, mask, rate, scale, beta2, rest1, rest2, eps, SKIP: tl.constexpr
+    parameter, exp_avg, exp_avg_sq, g, mask, rate, decay, scale, beta2, rest1, rest2, eps, SKIP: tl.constexpr
 ):
     """Update the elements behind a block of pointers from their gradients ``g``."""
     p = tl.load(parameter, mask=mask, other=0.0)
@@ -35,7 +35,7 @@ def _update_block(
     mean = m + rest1 * (g - m)
     square = beta2 * v + rest2 * g * g
     # The approximate root flushes what is below 1e-38 to 0 and the approximate quotient is a bit off.
-    updated = p - rate * tl.div_rn(mean, tl.sqrt_rn(square) * scale + eps)
+    updated = (p - decay * p) - rate * tl.div_rn(mean, tl.sqrt_rn(square) * scale + eps)
     if SKIP:
         # Elements without a gradient that share a row with one that has.
         updated = tl.where(g != 0.0, updated, p)
@@ -62,14 +62,16 @@ def _update_kernel(
     rest1,  # 1 - beta1
     rest2,  # 1 - beta2
     eps,
+    weight_decay,
     BLOCK: tl.constexpr,
     WIDTH: tl.constexpr,
     SKIP: tl.constexpr,
     RATE_ON_DEVICE: tl.constexpr,
 ):
-    """m += (1 - b1)(g - m), v = b2 v + (1 - b2) g^2, p -= lr m / c1 / (sqrt(v) / sqrt(c2) + eps)."""
+    """m += (1 - b1)(g - m), v = b2 v + (1 - b2) g^2, p -= lr (w p + m / c1 / (sqrt(v) / sqrt(c2) + eps))."""
     if tl.load(finite):
         rate = tl.load(lr) if RATE_ON_DEVICE else lr
+        decay = rate * weight_decay
         rate = tl.div_rn(rate, tl.load(corrections).to(tl.float32))
         scale = tl.div_rn(1.0, tl.sqrt_rn(tl.load(corrections + 1).to(tl.float32)))
         rows: tl.constexpr = BLOCK // WIDTH
@@ -82,9 +84,9 @@ def _update_kernel(
             touched = tl.max((g != 0.0).to(tl.int32), axis=1, keep_dims=True)
             if tl.max(touched) > 0:
                 mask = touched > 0
-                _update_block(p, m, v, g, mask, rate, scale, beta2, rest1, rest2, eps, SKIP)
+                _update_block(p, m, v, g, mask, rate, decay, scale, beta2, rest1, rest2, eps, SKIP)
         else:
-            _update_block(p, m, v, g, mask, rate, scale, beta2, rest1, rest2, eps, SKIP)
+            _update_block(p, m, v, g, mask, rate, decay, scale, beta2, rest1, rest2, eps, SKIP)
 
 
 def update_(
@@ -96,6 +98,7 @@ def update_(
     lr: float | Tensor,
     betas: tuple[float, float],
     eps: float,
+    weight_decay: float,
     corrections: Tensor,
     finite: Tensor,
     skip_untouched: bool,
@@ -104,7 +107,7 @@ def update_(
     width = math.gcd(parameter.numel(), _WIDEST)
     _update_kernel[(triton.cdiv(parameter.numel(), _BLOCK),)](
         *(parameter, gradient, exp_avg, exp_avg_sq, lr, corrections, finite, parameter.numel() // width),
-        *(betas[1], 1.0 - betas[0], 1.0 - betas[1], eps),
+        *(betas[1], 1.0 - betas[0], 1.0 - betas[1], eps, weight_decay),
         BLOCK=_BLOCK,
         WIDTH=width,
         SKIP=skip_untouched,

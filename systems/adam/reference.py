@@ -1,4 +1,4 @@
-"""Adam's update of one parameter in plain PyTorch, on any device."""
+"""AdamW's update of one parameter in plain PyTorch, on any device."""
 
 import torch
 from jaxtyping import Bool, Float, Float64
@@ -14,6 +14,7 @@ def update_(
     lr: float | Float[Tensor, ""],
     betas: tuple[float, float],
     eps: float,
+    weight_decay: float,
     corrections: Float64[Tensor, "2"],
     finite: Bool[Tensor, ""],
     skip_untouched: bool,
@@ -27,6 +28,6 @@ def update_(
     mean = torch.lerp(exp_avg, gradient, 1.0 - betas[0])
     square = betas[1] * exp_avg_sq + (1.0 - betas[1]) * gradient * gradient
     denominator = square.sqrt() / corrections[1].sqrt() + eps
-    updated = parameter - lr / corrections[0] * mean / denominator
+    updated = parameter - lr * weight_decay * parameter - lr / corrections[0] * mean / denominator
     for old, new in ((parameter, updated), (exp_avg, mean), (exp_avg_sq, square)):
         old.copy_(torch.where(is_updated, new, old))

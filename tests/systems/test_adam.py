@@ -109,6 +109,45 @@ def test_many_steps_are_those_of_pytorch(backend: str) -> None:
                 torch.testing.assert_close(new, wanted.float(), rtol=3e-6, atol=scale, msg=row)
 
 
+@pytest.mark.parametrize("decay", [1e-4, 0.3])
+def test_weight_decay_is_that_of_adamw(backend: str, decay: float) -> None:
+    """Of one group, the other has none; PyTorch's in float64, which splits its update otherwise."""
+    ours = new_parameters()
+    exact = [nn.Parameter(parameter.detach().double()) for parameter in ours]
+    start = [parameter.detach().clone() for parameter in ours]
+    rate = torch.tensor(0.02, device=DEVICE)
+    groups = [{"params": ours[:3], "lr": rate, "weight_decay": decay}, {"params": ours[3:], "lr": 0.02}]
+    optimizer = Adam(groups, betas=BETAS, eps=EPS, backend=backend)
+    judge_groups = [{"params": exact[:3], "weight_decay": decay}, {"params": exact[3:], "weight_decay": 0.0}]
+    judge = torch.optim.AdamW(judge_groups, lr=0.02, betas=BETAS, eps=EPS)
+    for step in range(20):
+        gradients = gradients_of(ours, step)
+        set_gradients(ours, gradients)
+        set_gradients(exact, [gradient.double() for gradient in gradients])
+        optimizer.step(YES)
+        judge.step()
+    for old, new, wanted in zip(start, ours, exact, strict=True):
+        change = (wanted - old).detach().float()
+        torch.testing.assert_close((new - old).detach(), change, rtol=1e-5, atol=3e-6)
+
+
+def test_weight_decay_by_hand(backend: str) -> None:
+    """Twenty per cent of a tenth; what no gradient reaches decays, unless it is to be left alone."""
+    for skips, second in ((False, 4.0 * 0.98), (True, 4.0)):
+        parameter = nn.Parameter(torch.tensor([5.0, 4.0], device=DEVICE))
+        optimizer = Adam(
+            *([parameter], 0.1, BETAS, 1e-15),
+            weight_decay=0.2,
+            skip_untouched=skips,
+            backend=backend,
+        )
+        parameter.grad = torch.tensor([3.0, 0.0], device=DEVICE)
+        optimizer.step(NO)
+        assert parameter.tolist() == [5.0, 4.0]
+        optimizer.step(YES)
+        assert parameter.tolist() == pytest.approx([5.0 * 0.98 - 0.1, second], rel=1e-6)
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 9, 100, 999, 20000])
 def test_corrections_hold_from_the_first_step_to_the_last(backend: str, count: int) -> None:
     """With means that a constant gradient leaves as they are, a step's size is that of the corrections."""
@@ -201,6 +240,7 @@ def test_nothing_is_written_beyond_the_end(backend: str, skip_untouched: bool) -
             lr=0.1,
             betas=BETAS,
             eps=EPS,
+            weight_decay=0.0,
             corrections=torch.tensor([0.5, 0.5], dtype=torch.float64, device=DEVICE),
             finite=YES,
             skip_untouched=skip_untouched,
@@ -232,8 +272,8 @@ def written(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 def groups_of(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
     return [
-        {"params": parameters[:2], "lr": 0.03, "base_lr": 0.03, "name": "networks"},
-        {"params": parameters[2:], "lr": 0.01, "base_lr": 0.01, "name": "grid"},
+        {"params": parameters[:2], "lr": 0.03, "base_lr": 0.03, "name": "networks", "weight_decay": 0.1},
+        {"params": parameters[2:], "lr": 0.01, "base_lr": 0.01, "name": "grid", "weight_decay": 0.0},
     ]
 
 
@@ -242,7 +282,7 @@ def ours_of(parameters: list[nn.Parameter], backend: str) -> torch.optim.Optimiz
 
 
 def theirs_of(parameters: list[nn.Parameter], _: str) -> torch.optim.Optimizer:
-    return torch.optim.Adam(groups_of(parameters), betas=BETAS, eps=EPS, fused=True)
+    return torch.optim.AdamW(groups_of(parameters), betas=BETAS, eps=EPS, fused=True)
 
 
 def take(optimizer: torch.optim.Optimizer, seeds: range) -> None:
@@ -285,6 +325,23 @@ def test_a_checkpoint_goes_on_with_the_other(
     assert [group["name"] for group in reading.param_groups] == ["networks", "grid"]
     assert [group["fused"] for group in reading.param_groups] == [True, True]
     assert [float(group["lr"]) for group in reading.param_groups] == [0.03, 0.01]
+    assert [group["weight_decay"] for group in reading.param_groups] == [0.1, 0.0]
+
+
+@pytest.mark.parametrize("reader", [theirs_of, ours_of])
+def test_a_checkpoint_of_adam_goes_on_with_adamw(reader: Callable[..., Any], backend: str) -> None:
+    first = new_parameters()
+    groups = [group | {"weight_decay": 0.0} for group in groups_of(first)]
+    writing = torch.optim.Adam(groups, betas=BETAS, eps=EPS, fused=True)
+    take(writing, range(5))
+    second = [nn.Parameter(parameter.detach().clone()) for parameter in first]
+    reading = reader(second, backend)
+    reading.load_state_dict(written(writing))
+    take(writing, range(5, 10))
+    take(reading, range(5, 10))
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert all(group["decoupled_weight_decay"] for group in reading.param_groups)
 
 
 def test_loading_moves_no_tensor(backend: str) -> None:
@@ -328,7 +385,7 @@ def test_states_of_others_are_refused(backend: str) -> None:
     with pytest.raises(ValueError, match=r"exp_avg of shape \(1, 2\), expected \(4, 2\)"):
         optimizer.load_state_dict(Adam(new_parameters(((3,), (1, 2))), backend=backend).state_dict())
     decaying = torch.optim.Adam(new_parameters(((3,), (4, 2))), weight_decay=0.1, amsgrad=True)
-    with pytest.raises(ValueError, match="cannot go on from a state with weight_decay, amsgrad"):
+    with pytest.raises(ValueError, match="with weight_decay within the gradient, amsgrad"):
         optimizer.load_state_dict(decaying.state_dict())
     assert_same(values(optimizer), before)
 
@@ -467,7 +524,7 @@ def test_clip_norm_is_that_of_pytorch(max_norm: float) -> None:
 @pytest.mark.parametrize("capability", [80, 90])
 def test_kernels_compile(capability: int) -> None:
     pointers = dict.fromkeys(("parameter", "gradient", "exp_avg", "exp_avg_sq"), "*fp32")
-    numbers = dict.fromkeys(("beta2", "rest1", "rest2", "eps"), "fp32")
+    numbers = dict.fromkeys(("beta2", "rest1", "rest2", "eps", "weight_decay"), "fp32")
     constants = ("BLOCK", "WIDTH", "SKIP", "RATE_ON_DEVICE")
     kernels = [
         Kernel(

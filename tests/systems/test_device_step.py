@@ -39,6 +39,11 @@ from utils.errors import TrainingError
 from utils.types import Batch, Budget, RenderOutput
 
 FIXED = "trainer.buffers=fixed"
+NUMERICAL = (
+    *("model.sdf.gradient=numerical", "system.loss.curvature=1e-3", "trainer.optimizer.weight_decay=0.01"),
+    "system.initial_levels=2",
+)
+"""Neuralangelo's settings."""
 SMALL = ("model.occupancy.resolution=6", "model.background.num_samples=4", "trainer.max_rays=16")
 """For Triton's interpreter, which takes a while."""
 REFLECTION = ("model.radiance.head=reflection",)
@@ -99,8 +104,8 @@ def render_and_differentiate(
 @pytest.mark.parametrize("backend", ["cpu", "reference", ON_GPU_CODE])
 @pytest.mark.parametrize(
     "overrides",
-    [(), WITHOUT_MASKS, ("model.density=volsdf",), REFLECTION],
-    ids=["masks", "background", "volsdf", "reflection"],
+    [(), WITHOUT_MASKS, ("model.density=volsdf",), REFLECTION, NUMERICAL],
+    ids=["masks", "background", "volsdf", "reflection", "numerical"],
 )
 @pytest.mark.parametrize("prunes", [True, False], ids=["pruned", "all"])
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="compares backends of the CPU")
@@ -169,8 +174,8 @@ def test_rays_without_room_have_no_part(
 
 @pytest.mark.parametrize(
     "overrides",
-    [(), ("trainer.foreground_share=0.5", "trainer.optimizer.clip_norm=0.1"), WITHOUT_MASKS],
-    ids=["masks", "clipped", "background"],
+    [(), ("trainer.foreground_share=0.5", "trainer.optimizer.clip_norm=0.1"), WITHOUT_MASKS, NUMERICAL],
+    ids=["masks", "clipped", "background", "numerical"],
 )
 def test_resume_is_exact(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     overrides = (*overrides, FIXED, "trainer.max_steps=40")
@@ -389,8 +394,8 @@ class NoWaiting(TorchDispatchMode):
 @needs_triton
 @pytest.mark.parametrize(
     "overrides",
-    [(), WITHOUT_MASKS, EVERY_TERM, ("model.density=volsdf",), REFLECTION],
-    ids=["masks", "background", "terms", "volsdf", "reflection"],
+    [(), WITHOUT_MASKS, EVERY_TERM, ("model.density=volsdf",), REFLECTION, NUMERICAL],
+    ids=["masks", "background", "terms", "volsdf", "reflection", "numerical"],
 )
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="a GPU checks this itself, see benchmarks/engine.py")
 def test_a_step_waits_for_nothing(tmp_path: Path, overrides: tuple[str, ...]) -> None:

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 from sphere_priors import RADIUS, scene_with_priors
-from tiny import new_trainer, raiser, tiny_config, tiny_model
+from tiny import new_trainer, raiser, resumed_trainer, tiny_config, tiny_model
 from torch import Tensor
 
 from process_data.batches import Priors, RayBatches
+from run import main, sections
 from systems import losses
 from systems.neus import Field, LossConfig, NeuSSystem, NeuSSystemConfig
 from systems.step import weighted_sum
+from utils.config import load_config
 from utils.errors import ConfigError
 from utils.types import Batch, Progress, RenderOutput
 
@@ -71,6 +73,15 @@ def test_progress_is_a_pure_function() -> None:
 def test_annealing_of_no_length_is_over_at_once() -> None:
     progress = system_of(cos_anneal_end=0.0, levels_end=0.0).progress_at(0.0)
     assert (progress.cos_anneal, progress.active_levels) == (1.0, 12.0)
+
+
+def test_levels_may_wait() -> None:
+    """Neuralangelo's: four of sixteen levels up to 25,000 of 500,000 steps, all of them from 85,000 on."""
+    config = NeuSSystemConfig(initial_levels=4.0, levels_start=0.05, levels_end=0.17)
+    system = NeuSSystem(config, num_levels=16, has_masks=True)
+    expected = {0: 4.0, 20000: 4.0, 25000: 4.0, 30000: 5.0, 60000: 11.0, 85000: 16.0, 500000: 16.0}
+    found = {step: system.progress_at(step / 500000).active_levels for step in expected}
+    assert found == pytest.approx(expected)
 
 
 def test_more_initial_levels_than_there_are() -> None:
@@ -243,6 +254,10 @@ def test_background_color(name: Any, color: list[float] | None) -> None:
         ("system.loss={rgb_l1: 0, eikonal: 0, mask: 0}", "system.loss: all weights are 0"),
         ("system.cos_anneal_end=1.5", "system.cos_anneal_end"),
         ("system.levels_end=-0.1", "system.levels_end"),
+        ("system.levels_start=0.5", "system.levels_start: must not be above levels_end 0.3"),
+        ("model.sdf.taps=5", "model.sdf.taps: must be 4 or 6, got 5"),
+        ("model.sdf.gradient=numeric", "model.sdf.gradient"),
+        ("trainer.optimizer.weight_decay=-0.1", "trainer.optimizer.weight_decay"),
         ("system.initial_levels=-1", "system.initial_levels"),
         ("system.background=pink", "system.background"),
         ("system.sparse_points_per_step=0", "system.sparse_points_per_step"),
@@ -281,6 +296,64 @@ def test_schedules_come_through_the_config() -> None:
     system = NeuSSystem(config.system, 4, True)
     weights = [system.progress_at(fraction).loss_weights.get("eikonal") for fraction in (0.0, 0.25, 1.0)]
     assert weights == [None, pytest.approx(0.1), pytest.approx(0.2)]
+
+
+# Numerical gradients
+
+
+NUMERICAL = ("model.sdf.gradient=numerical", "system.loss.curvature=1e-4")
+
+
+@pytest.mark.parametrize("taps", [4, 6])
+def test_curvature_is_the_laplacian_where_there_is_one(taps: int, seen: Seen) -> None:
+    _, batch, progress, field = seen
+    model = tiny_model(tiny_config(*NUMERICAL, f"model.sdf.taps={taps}"))
+    render = model.render(batch.rays, progress, torch.ones(3))
+    assert render.laplacian is not None
+    generator = torch.Generator().manual_seed(1)
+    state = generator.get_state()
+    alone = replace(progress, loss_weights={"curvature": 1.0})
+    found = system_of().loss_terms(render, batch, alone, field, generator)["curvature"]
+    assert torch.equal(generator.get_state(), state)
+    assert float(found.detach()) == pytest.approx(float(render.laplacian.abs().mean().detach()), rel=1e-5)
+    half = torch.arange(len(render.sdf)) % 2 == 0
+    found = system_of().loss_terms(replace(render, is_sample=half), batch, alone, field, generator)
+    expected = float(render.laplacian[half].abs().mean().detach())
+    assert float(found["curvature"].detach()) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("buffers", ["packed", "fixed"])
+@pytest.mark.parametrize("taps", [4, 6])
+def test_numerical_gradients_learn_the_sphere(tmp_path: Path, taps: int, buffers: str) -> None:
+    options = (f"model.sdf.taps={taps}", f"trainer.buffers={buffers}", "trainer.optimizer.weight_decay=0.01")
+    training = new_trainer(tmp_path, *NUMERICAL, *options, "system.initial_levels=2")
+    assert {group["name"]: group["weight_decay"] for group in training.optimizer.param_groups} == {
+        **{"grid": 0.01, "networks": 0.01, "variance": 0.0}
+    }
+    training.train()
+    surface = RADIUS * torch.nn.functional.normalize(torch.randn(500, 3), dim=1)
+    progress = training.system.progress_at(1.0)
+    assert float(training.model.query_sdf(surface, progress).abs().mean()) < 0.04
+    normal = torch.nn.functional.normalize(training.model.query_gradient(surface, progress), dim=1)
+    assert float((normal * surface).sum(dim=1).mean()) > 0.97 * RADIUS
+
+
+def test_weight_decay_is_that_of_the_config_of_now(tmp_path: Path) -> None:
+    first = new_trainer(tmp_path, "trainer.max_steps=2")
+    first.train()
+    second = resumed_trainer(first, "trainer.max_steps=4", "trainer.optimizer.weight_decay=0.2")
+    assert [group["weight_decay"] for group in second.optimizer.param_groups] == [0.2, 0.2, 0.0]
+
+
+def test_a_run_with_numerical_gradients(tmp_path: Path) -> None:
+    config = Path(__file__).with_name("tiny.yaml")
+    where = ("--outputs_dir", str(tmp_path), "--logs_dir", str(tmp_path / "logs"), "--device", "cpu")
+    options = (*NUMERICAL, "trainer.max_steps=3", "trainer.optimizer.weight_decay=0.01")
+    assert main(["--config", str(config), "--train", *where, *options]) == 0
+    (parsed,) = tmp_path.glob("tiny/*/config/parsed.yaml")
+    again = load_config(parsed, (), sections())
+    assert again.model == tiny_config(*options).model
+    assert (again.model.sdf.gradient, again.trainer.optimizer.weight_decay) == ("numerical", 0.01)
 
 
 # Points and priors
