@@ -18,6 +18,7 @@ from tqdm import tqdm
 from process_data.batches import full_image
 from process_data.paths import orbit_path
 from systems.export import export_mesh
+from systems.ground_truth import SURFACE_ERRORS, known_surface, surface_errors
 from systems.mesh_against_render import compare_with_render
 from systems.record import Run
 from systems.rendering import RAYS_PER_CHUNK, ViewRender, render_view
@@ -114,7 +115,7 @@ def test(config: Config, scene: Scene, model: Any, progress: Progress, run: Run,
     """
     chunks = config.test.chunks()
     views = measure_views(scene, model, progress, run, chunks)
-    names = ("psnr", "psnr_masked", "ssim", "ssim_masked", "lpips", "lpips_masked")
+    names = ("psnr", "psnr_masked", "ssim", "ssim_masked", "lpips", "lpips_masked", *SURFACE_ERRORS)
     mean = {name: _mean([view[name] for view in views]) for name in names}
     if config.test.video:
         _write_orbit(config, scene, model, progress, run, chunks)
@@ -172,9 +173,10 @@ def measure_views(
     """Render every held-out view, write its comparison picture to ``save/test``, and return its metrics.
 
     ``psnr`` is over the whole picture (outside the mask the target is the plain background), ``psnr_masked``
-    over the mask's pixels.
+    over the mask's pixels. Where the true surface is known, depths and normals are compared as well.
     """
     measured = []
+    surface = known_surface(scene)
     for index in tqdm(scene.test_indices, desc="held-out views", unit="view", leave=False):
         view = render_view(
             model,
@@ -188,6 +190,7 @@ def measure_views(
         path = run.save / "test" / f"{Path(scene.image_names[index]).stem}.png"
         write_png(path, view_panel(view, target, scene.cameras.c2w[index]))
         is_measurable = mask is not None and bool((mask > 0.5).any())
+        errors = {} if surface is None else surface_errors(view, surface, scene.cameras, index)
         measured.append(
             {
                 "view": scene.image_names[index],
@@ -197,6 +200,7 @@ def measure_views(
                 "ssim_masked": _finite_or_none(ssim(view.rgb, target, mask)) if is_measurable else None,
                 "lpips": lpips_or_none(view.rgb, target)[0],
                 "lpips_masked": lpips_or_none(view.rgb, target, mask)[0] if is_measurable else None,
+                **{name: _finite_or_none(errors.get(name, math.nan)) for name in SURFACE_ERRORS},
                 "picture": str(path),
             }
         )

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float32, Float64, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from process_data.cameras import grid_size, image_rays, scale_intrinsics
-from systems.rendering import ViewRender, render_view
+from process_data.cameras import grid_size, scale_intrinsics
+from systems.rendering import ViewRender, axis_depth, render_view
 from utils.images import panel, to_uint8, write_png
 from utils.memory import Chunks
 from utils.raster import MeshRender, render_mesh
@@ -137,11 +136,9 @@ def _look(
     intrinsics = scale_intrinsics(cameras.intrinsics[view], (width / full[0], height / full[1]))
     pose = cameras.c2w[view]
     raster = render_mesh(mesh, pose.numpy(), intrinsics.numpy(), (width, height))
-    axis_cosine = (image_rays(cameras, view, scale).directions @ pose[:, 2]).view(height, width)
-    is_rendered = render.opacity > 0.5
-    depth = torch.where(is_rendered, render.depth / render.opacity.clamp(min=0.5) * axis_cosine, 0.0).numpy()
-    both = is_rendered.numpy() & raster.mask
-    return _Pair(render, raster, np.where(both, raster.depth - depth, np.float32(0)), is_rendered.numpy())
+    is_rendered = (render.opacity > 0.5).numpy()
+    difference = raster.depth - axis_depth(render, cameras, view, scale).numpy()
+    return _Pair(render, raster, np.where(is_rendered & raster.mask, difference, np.float32(0)), is_rendered)
 
 
 def _draw(

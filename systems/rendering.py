@@ -54,3 +54,10 @@ def render_view(
     chunks = chunks or Chunks("rays", RAYS_PER_CHUNK, "test.rays_per_chunk")
     pixels = torch.cat([part for _, part in chunks.results(pixels_of, len(rays))]).view(height, width, 8)
     return ViewRender(pixels[..., :3], pixels[..., 3], pixels[..., 4], pixels[..., 5:])
+
+
+def axis_depth(view: ViewRender, cameras: Cameras, index: int, scale: float = 1.0) -> Float[Tensor, "H W"]:
+    """Mean depth of the surface along the optical axis, scene units; 0 where less than half opaque."""
+    cosine = image_rays(cameras, index, scale).directions @ cameras.c2w[index, :, 2]
+    depth = view.depth / view.opacity.clamp(min=0.5) * cosine.view_as(view.depth)
+    return torch.where(view.opacity > 0.5, depth, 0.0)

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from systems.ground_truth import SURFACE_ERRORS
 from utils.config import Sections, container, load_config, load_yaml
 from utils.errors import ConfigError, UserError
 
@@ -41,7 +42,7 @@ _KEYS = (
 )
 
 _SHORT = {
-    **{name: f"mean.{name}" for name in ("psnr", "psnr_masked", "ssim", "lpips")},
+    **{name: f"mean.{name}" for name in ("psnr", "psnr_masked", "ssim", "lpips", *SURFACE_ERRORS)},
     **{
         name: f"geometry.{name}"
         for name in ("chamfer", "accuracy", "completeness", "hausdorff_95", "normal_consistency")
@@ -53,6 +54,7 @@ _SHORT = {
 _IS_HIGHER_BETTER = {
     **dict.fromkeys(("psnr", "psnr_masked", "ssim", "normal_consistency", "watertight"), True),
     **dict.fromkeys(("lpips", "chamfer", "accuracy", "completeness", "hausdorff_95", "minutes"), False),
+    **dict.fromkeys(SURFACE_ERRORS, False),
     **dict.fromkeys(("components", "boundary_edges", "nonmanifold_edges"), False),
 }
 DEFAULT_METRICS = ("psnr", "psnr_masked", "ssim", "lpips", "chamfer")
