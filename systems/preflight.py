@@ -26,6 +26,9 @@ _SWITCHES: dict[str, tuple[str, ...]] = {
     "system.sparsity_scale": ("system.loss.sparsity",),
     "system.sparse_max_error": ("system.loss.sparse_points",),
     "system.sparse_points_per_step": ("system.loss.sparse_points",),
+    "system.free_space_points": ("system.loss.free_space",),
+    "system.patch_size": ("system.loss.ssim", "system.loss.lpips"),
+    "system.num_patches": ("system.loss.ssim", "system.loss.lpips"),
     "system.random_points_per_step": ("system.loss.eikonal_random", "system.loss.curvature"),
     "system.curvature_step": ("system.loss.curvature",),
     "trainer.strict": ("trainer.learning_step", "trainer.health_step"),
@@ -39,6 +42,10 @@ _VAIN: dict[str, tuple[str, object, str]] = {
     "trainer.lookahead": ("trainer.buffers", "packed", "fixed"),
     "trainer.cuda_graph": ("trainer.buffers", "packed", "fixed"),
     "trainer.optimizer.skip_untouched": ("trainer.buffers", "packed", "fixed"),
+    "model.initial_beta": ("model.density", "neus", "volsdf"),
+    "model.initial_inv_s": ("model.density", "volsdf", "neus"),
+    "system.cos_anneal_end": ("model.density", "volsdf", "neus"),
+    "model.sdf.taps": ("model.sdf.gradient", "analytic", "numerical"),
     "trainer.optimizer.final_ratio": ("trainer.optimizer.decay", "constant", "exponential"),
 }
 """A key without effect where another one has this value, and what that one would have to be."""

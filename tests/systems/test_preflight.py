@@ -48,6 +48,8 @@ CONFS = Path(__file__).resolve().parents[2] / "confs"
         (["trainer.optimizer.background=0.1"], "set model.background.enabled=true"),
         (["model.background.hash_grid.num_levels=3"], "set model.background.enabled=true"),
         (["trainer.buffers=packed", "trainer.lookahead=3"], "no effect with trainer.buffers=packed"),
+        (["model.initial_beta=0.1"], "has no effect with model.density=neus; set model.density=volsdf"),
+        (["system.patch_size=5"], "give system.loss.ssim or system.loss.lpips a value above 0"),
         (["test.video=false", "test.fps=3"], "test.fps: has no effect while test.video=false"),
         (["trainer.strict=true"], "give trainer.learning_step or trainer.health_step a value above 0"),
     ],
