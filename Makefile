@@ -1,6 +1,7 @@
 # Everything from a fresh clone; the only prerequisite is Python 3.10 or newer.
 #   make demo    train on a synthetic object on this machine; writes mesh, video, pictures and metrics
 #   make test    the test suite            make check   ruff and mypy
+#   make nightly  train the smallest config again and compare with benchmarks/results
 #   make bench   the measurements that the README reports
 #   make clean   remove .venv and caches; inputs/ and outputs/ stay
 # PYTHON=python3.12 chooses an interpreter. TORCH_INDEX=URL (or empty) chooses where PyTorch may come from besides PyPI.
@@ -16,7 +17,7 @@ TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && [ ! -e /dev/nvidiactl ] && 
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo test nightly check bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -43,6 +44,9 @@ demo: .venv/.installed
 # Two at a time: the suite is mostly single-threaded, and every machine has two cores.
 test: .venv/.testable
 	@$(RUN) -m pytest -n 2
+
+nightly: .venv/.testable
+	@$(RUN) -m pytest -m nightly tests/test_quality_benchmark.py
 
 check: .venv/.testable
 	@$(RUN) -m ruff check .

@@ -59,19 +59,22 @@ def execute(args: argparse.Namespace, argv: list[str]) -> None:
     # These imports take seconds, which --help and a mistyped option need not wait for.
     from models import build_model
     from process_data import load_scene
-    from systems import SYSTEMS, checkpoint, evaluate, record, trainer
+    from systems import SYSTEMS, checkpoint, evaluate, preflight, record, trainer
     from utils import backend
 
     device = backend.resolve_device(args.device)
     backend.limit_memory(device, args.vram)
     settings, ckpt = load_settings(args, device.type)
+    preflight.check_overrides(settings.tree, args.overrides)
     early = record.EarlyLog()
     backend.set_cpu_threads()
     backend.seed_everything(settings.seed)
-    scene = load_scene(settings.dataset)
+    scene = load_scene(preflight.dataset_to_load(settings))
     # Whatever can be refused is refused before there is a folder for it.
     model = build_model(settings.model, scene, device)
     system = SYSTEMS[settings.system.name][1](settings.system, model.num_levels, scene.masks is not None)
+    if args.train:
+        preflight.check_priors(scene, system.priors)
     if ckpt is not None:
         checkpoint.load_model(ckpt, model)
     # A checkpoint that was copied out of its run's folder starts a run of its own.
@@ -105,7 +108,7 @@ def execute(args: argparse.Namespace, argv: list[str]) -> None:
 def look_at_data(args: argparse.Namespace) -> None:
     """Commands about the capture alone: place photos, draw a capture, write it in another format."""
     from process_data import load_scene
-    from systems import record
+    from systems import preflight, record
 
     record.log_to(None)
     if args.prepare is not None:
@@ -114,7 +117,7 @@ def look_at_data(args: argparse.Namespace) -> None:
         prepare(args.prepare, args.out, args.overrides)
         return
     settings, _ = load_settings(args)
-    scene = load_scene(settings.dataset)
+    scene = load_scene(preflight.dataset_to_load(settings))
     if args.convert is not None:
         from process_data.writers import write_capture
 

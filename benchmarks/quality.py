@@ -1,20 +1,28 @@
-"""The quality that the README claims: trains, tests and reports wall time, peak memory and held-out metrics.
+"""The quality that the README claims: trains, tests, and stores how and on what it came about.
 
+python benchmarks/quality.py nightly
 python benchmarks/quality.py demo
 python benchmarks/quality.py dtu-wmask --data DIR/dtu_scan65
 python benchmarks/quality.py dtu --data DIR/dtu_scan65
 python benchmarks/quality.py lego --data DIR/nerf_synthetic/lego
 python benchmarks/quality.py alexander --data DIR/alexander
 python benchmarks/quality.py fox --data DIR/fox
+
+Writes ``benchmarks/results/NAME.json`` (``--results DIR`` elsewhere): command, seed, commit, machine, wall
+time, steps, peak memory, metrics, and the tolerances within which a repetition on another machine agrees.
+``make nightly`` repeats ``nightly``, which steps bound, and compares. The others are bounded by minutes:
+their steps depend on the machine.
 """
 
 import argparse
 import json
 import resource
+import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -23,7 +31,16 @@ from benchmarks.machine import describe_machine
 
 DTU = ["dataset.holdout=8", "dataset.img_downscale=2"]
 QUARTER_HOUR = ["trainer.max_minutes=15", "trainer.max_steps=100000", "test.video=false"]
+NIGHTLY = ["trainer.max_steps=1500", "trainer.max_minutes=null", "trainer.val_every=0", "test.video=false"]
 COMMANDS = {
+    "nightly": [
+        "--config",
+        "confs/neus-synthetic.yaml",
+        "--device",
+        "cpu",
+        *NIGHTLY,
+        "export.resolution=256",
+    ],
     "demo": ["--config", "confs/neus-synthetic.yaml"],
     "dtu-wmask": ["--config", "confs/neus-dtu-wmask.yaml", *DTU],
     "dtu": ["--config", "confs/neus-dtu.yaml", *DTU],
@@ -36,37 +53,85 @@ COMMANDS = {
         *QUARTER_HOUR,
     ],
 }
+WITHOUT_DATA = ("nightly", "demo")
+TOLERANCE = {"psnr": 0.7, "psnr_masked": 0.7, "ssim": 0.01, "chamfer_percent": 0.08}
+"""dB; dB; -; percent of the scene's radius. Other processors and versions of PyTorch round differently, which
+training amplifies; a bug costs more."""
+
+
+def measure(what: str, data: str | None, outputs: Path, overrides: list[str]) -> dict[str, Any]:
+    """Run one of the commands; what it took and what came out, ready for JSON."""
+    words = ["run.py", *COMMANDS[what], "--train", "--test"]
+    if what not in WITHOUT_DATA:
+        words.append(f"dataset.root_dir={data}")
+    words += overrides
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *words, "--outputs_dir", str(outputs)], cwd=ROOT, check=True)
+    minutes = (time.perf_counter() - start) / 60
+    runs = (ROOT / outputs).resolve().glob("*/*/save/metrics.json")
+    path = max(runs, key=lambda file: file.stat().st_mtime)
+    return {
+        "command": shlex.join(["python", *words]),
+        "commit": _git("rev-parse", "HEAD"),
+        "modified": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "machine": describe_machine(),
+        "wall_minutes": round(minutes, 2),
+        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20, 2),
+        **read_run(path.parent.parent),
+        "tolerance": TOLERANCE,
+    }
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Seed, steps and metrics of a finished run."""
+    from omegaconf import OmegaConf
+
+    metrics = json.loads((folder / "save" / "metrics.json").read_text())
+    scale = json.loads((folder / "save" / "transform.json").read_text())["scale"]
+    geometry = metrics["geometry"]
+    numbers = {name: value for name, value in metrics["mean"].items() if value is not None}
+    if geometry:
+        numbers["chamfer_percent"] = 100 * geometry["chamfer"] / scale
+    return {
+        "seed": OmegaConf.load(folder / "config" / "parsed.yaml").seed,
+        "steps": metrics["step"],
+        "metrics": {name: round(value, 4) for name, value in numbers.items()},
+        "mesh": {name: metrics["mesh"][name] for name in ("faces", "components", "observed_holes")},
+    }
+
+
+def differences(stored: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """One line for each metric that differs by more than the stored tolerance, or is missing."""
+    lines = []
+    for name, allowed in stored["tolerance"].items():
+        if name not in stored["metrics"]:
+            continue
+        before, now = stored["metrics"][name], found["metrics"].get(name)
+        if now is None or abs(now - before) > allowed:
+            lines.append(f"{name} is {now}, was {before} +- {allowed}")
+    return lines
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=COMMANDS)
-    parser.add_argument("--data", help="root_dir of the capture, for all but demo")
-    parser.add_argument("--outputs_dir", default="outputs")
+    parser.add_argument("--data", help="root_dir of the capture, for all but nightly and demo")
+    parser.add_argument("--outputs_dir", type=Path, default=Path("outputs"))
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_intermixed_args()
-    command = [
-        sys.executable,
-        "run.py",
-        *COMMANDS[args.what],
-        "--train",
-        "--test",
-        "--outputs_dir",
-        args.outputs_dir,
-    ]
-    if args.what != "demo":
-        command.append(f"dataset.root_dir={args.data}")
-    start = time.perf_counter()
-    subprocess.run([*command, *args.overrides], cwd=ROOT, check=True)
-    minutes = (time.perf_counter() - start) / 60
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    runs = (ROOT / args.outputs_dir).resolve().glob("*/*/save/metrics.json")
-    path = max(runs, key=lambda file: file.stat().st_mtime)
-    metrics = json.loads(path.read_text())
-    print(describe_machine())
-    print(f"{args.what}: {minutes:.1f} min in all, {metrics['step']} steps, peak memory {peak:.2f} GiB")
-    print(f"held-out {metrics['mean']}  geometry {metrics['geometry']}")
-    print(path.parent)
+    if args.what not in WITHOUT_DATA and args.data is None:
+        parser.error(f"{args.what} needs --data, the capture's folder")
+    result = measure(args.what, args.data, args.outputs_dir, args.overrides)
+    path = args.results / f"{args.what}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

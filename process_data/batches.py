@@ -223,6 +223,21 @@ def _foreground_positions(
     return positions
 
 
+def check_priors(scene: Scene, priors: Priors) -> None:
+    """Make sure that the scene has what batches will have to bring along.
+
+    Raises:
+        ConfigError: it does not, or it is warped (``dataset.ndc``).
+    """
+    if priors.depth is not None:
+        _prior_map(scene, scene.depths, priors.depth, "depth")
+    if priors.normal is not None:
+        _prior_map(scene, scene.normals, priors.normal, "normal")
+    if priors.points is not None:
+        views = torch.tensor(scene.train_indices, dtype=torch.int64)
+        _sparse_points(scene, views, priors.points, priors.max_error)
+
+
 def _refuse_warped(scene: Scene, key: str) -> None:
     if scene.cameras.ndc is not None:
         what = "what was measured in the world cannot be compared in the space that dataset.ndc warps"

@@ -16,7 +16,8 @@ from jaxtyping import Float64
 
 from process_data.cameras import scale_intrinsics, split_views
 from process_data.normalize import RegionMethod, Up, find_world_from_scene
-from process_data.pictures import load_maps, load_pictures, with_masks
+from process_data.pictures import load_pictures, with_masks
+from process_data.priors import load_depths, load_normals, with_priors, without_priors
 from process_data.views import Capture, View, find_masks
 from utils.errors import ConfigError, DataError
 from utils.images import open_picture
@@ -36,6 +37,12 @@ class CaptureConfig:
     """Divide width and height by this, >= 1."""
     apply_mask: bool = False
     """Load masks: masks/NAME.png, masks/NAME.jpg.png, NAME_mask.png or the pictures' alpha channels."""
+    use_priors: bool | None = None
+    """Load depth and normal maps: depth/NAME.npy (.png, .tif), NAME_depth.npy or what the format names, and
+    the same with normal; null: if a loss term looks at them."""
+    depth_unit: float | None = None
+    """World units per unit stored in depth maps, above 0: 0.001 for millimetres in a world of metres; null:
+    1, but for pictures of whole numbers (png) it must be given."""
     background: Literal["black", "white"] = "white"
     """Plain colour behind masked objects, and under transparent pixels if apply_mask is off."""
     holdout: Any = 0
@@ -73,6 +80,10 @@ class CaptureConfig:
                 f"{self.region_scale} is not in 0.01..100",
                 "1 keeps the sphere that was found",
             )
+        if self.depth_unit is not None and not 0 < self.depth_unit < float("inf"):
+            raise ConfigError(
+                "dataset.depth_unit", f"{self.depth_unit} is not above 0", "give world units, or null"
+            )
         if self.region_radius is not None and not 0 < self.region_radius < float("inf"):
             raise ConfigError(
                 "dataset.region_radius", f"{self.region_radius} is not above 0", "give world units, or null"
@@ -93,9 +104,10 @@ def build_scene(capture: Capture, config: CaptureConfig) -> Scene:
     """Make a Scene of a capture.
 
     Raises:
-        DataError: a picture or mask is missing, unreadable or of the wrong size; memory does not suffice; no
-            unit sphere can be found.
-        ConfigError: ``dataset.holdout`` or a key of the region does not fit the capture.
+        DataError: a picture, mask or prior map is missing, unreadable or of the wrong size; memory does not
+            suffice; no unit sphere can be found.
+        ConfigError: ``dataset.holdout``, ``dataset.depth_unit`` or a key of the region does not fit the
+            capture.
     """
     file_sizes = map_in_threads(lambda view: _file_size(view.image_path), capture.views, "sizes")
     views = _match_sizes(capture.views, file_sizes)
@@ -105,12 +117,14 @@ def build_scene(capture: Capture, config: CaptureConfig) -> Scene:
         views = with_masks(capture.root, views)
     elif any(find_masks(capture.root, [views[0].image_path])):
         LOG.info("there are masks, which are not used; dataset.apply_mask=true uses them")
+    has_priors = config.use_priors is not False
+    views = with_priors(capture.root, views) if has_priors else without_priors(views)
     sizes = [_downscaled(size, config.img_downscale) for size in file_sizes]
     images, masks = load_pictures(
         views, file_sizes, sizes, config.apply_mask, config.background, config.memory
     )
-    depths = load_maps([view.depth_path for view in views], sizes, 1)
-    normals = load_maps([view.normal_path for view in views], sizes, 3)
+    depths = load_depths(views, sizes, config.depth_unit)
+    normals = load_normals(views, sizes)
 
     world_from_scene = find_world_from_scene(
         replace(capture, views=views),

@@ -138,7 +138,7 @@ def load_pictures(
         DataError: a file is unreadable or of the wrong size, masks say nothing, or memory does not suffice.
     """
     num_pixels = sum(width * height for width, height in sizes)
-    # load_maps() takes half-precision maps that every view has.
+    # load_depths() and load_normals() take half-precision maps that every view has.
     num_priors = all(view.depth_path for view in views) + 3 * all(view.normal_path for view in views)
     on_disk = _use_disk(num_pixels * (4 if use_masks else 3), memory, 2 * num_priors * num_pixels)
     images = _StackWriter(sizes, 3, on_disk)
@@ -254,59 +254,3 @@ def _check_masks(views: Sequence[View], seen: Sequence[tuple[int, int, float]]) 
         LOG.warning("%d of %d masks are black everywhere, first %s", len(black), len(seen), black[0])
     share = float(np.mean([mean for _, _, mean in seen]))
     LOG.info("masks: on average %.0f %% of a picture is foreground", 100.0 * share)
-
-
-# ----------------------------------------------------------------------------------------------------------
-# priors
-
-
-def load_maps(
-    paths: Sequence[Path | None], sizes: Sequence[tuple[int, int]], channels: int
-) -> ImageStack | None:
-    """Read depth or normal maps (``.npy``) at the pictures' training sizes, in half precision.
-
-    Normals are brought to -1..1 and unit length. ``None`` unless every view has one.
-    """
-    if any(path is None for path in paths):
-        if any(path is not None for path in paths):
-            missing = sum(path is None for path in paths)
-            LOG.warning("%d of %d views have no prior map: none is used", missing, len(paths))
-        return None
-    size = torch.tensor(sizes, dtype=torch.int64)
-    counts = size.prod(dim=1)
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)[:-1]])
-    pixels = torch.empty(int(counts.sum()), channels, dtype=torch.float16)
-
-    def load(index: int) -> None:
-        start = int(offsets[index])
-        values = _read_map(Path(str(paths[index])), sizes[index], channels)
-        pixels[start : start + int(counts[index])] = torch.from_numpy(values).view(-1, channels)
-
-    map_in_threads(load, range(len(paths)), "priors")
-    return ImageStack(pixels, size, offsets)
-
-
-def _read_map(path: Path, size: tuple[int, int], channels: int) -> npt.NDArray[np.float16]:
-    """Read one map as (h, w, C)."""
-    remedy = f"expected is a .npy array of {'(H, W)' if channels == 1 else '(3, H, W)'} numbers"
-    try:
-        values = np.asarray(np.load(path, allow_pickle=False), np.float32)
-    except (OSError, ValueError, EOFError, TypeError) as error:
-        raise DataError(path, f"not a readable .npy file ({error})", remedy) from error
-    if channels == 3 and values.ndim == 3 and values.shape[0] == 3:
-        values = values.transpose(1, 2, 0)
-    values = values.reshape(*values.shape[:2], -1) if values.ndim >= 2 and values.size else values
-    if values.ndim != 3 or values.shape[2] != channels or values.size == 0:
-        raise DataError(path, f"has shape {values.shape}", remedy)
-    if not np.isfinite(values).all():
-        raise DataError(path, "holds values that are not finite", remedy)
-    largest = float(np.abs(values).max())
-    if channels == 1 and largest > float(np.finfo(np.float16).max):
-        what = f"holds depths up to {largest:g}, above 65504, the largest in half precision"
-        raise DataError(path, what, "store it in metres")
-    values = cv2.resize(values, size, interpolation=cv2.INTER_AREA).reshape(size[1], size[0], channels)
-    if channels == 3:
-        # Normals stored as colours lie in 0..1.
-        values = values * 2.0 - 1.0 if values.min() >= 0.0 else values
-        values = values / np.maximum(np.linalg.norm(values, axis=2, keepdims=True), 1e-6)
-    return np.ascontiguousarray(values, np.float16)

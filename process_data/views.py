@@ -8,7 +8,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float64
@@ -34,9 +34,8 @@ class View:
     """What bends the rays; ``None`` for a pinhole."""
     mask_path: Path | None = None
     depth_path: Path | None = None
-    """``.npy`` of shape (H, W)."""
+    """See ``process_data/priors.py``, as for normals."""
     normal_path: Path | None = None
-    """``.npy`` of shape (3, H, W) or (H, W, 3), 0..1 or -1..1, camera axes (OpenCV)."""
 
     def project(self, points: Float64[np.ndarray, "P 3"]) -> Float64[np.ndarray, "P 2"]:
         """Pixels at which world points appear; NaN behind the camera or where the lens sees nothing."""
@@ -182,15 +181,37 @@ def find_masks(root: Path, image_paths: list[Path]) -> list[Path | None]:
     Returns:
         One path per picture, ``None`` where there is none.
     """
+    suffixes = (".png", ".PNG", ".jpg", ".JPG", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+    return _find_beside(root, image_paths, "mask", suffixes)
+
+
+def find_maps(root: Path, image_paths: list[Path], kind: Literal["depth", "normal"]) -> list[Path | None]:
+    """Find the depth or normal map of each picture, in the places and by the names of :func:`find_masks`.
+
+    That is ``depth/cat.npy``, ``depths/cat.png``, ``cat_depth.tif`` and so on.
+    """
+    return _find_beside(root, image_paths, kind, (".npy", ".png", ".PNG", ".tif", ".tiff"))
+
+
+def _find_beside(
+    root: Path, image_paths: list[Path], kind: str, suffixes: tuple[str, ...]
+) -> list[Path | None]:
+    # What the folders hold is listed once for all pictures.
     listings: dict[Path, dict[str, list[str]]] = {}
-    return [_find_mask(root, path, listings) for path in image_paths]
+    return [_find_one(root, path, kind, suffixes, listings) for path in image_paths]
 
 
-def _find_mask(root: Path, picture: Path, listings: dict[Path, dict[str, list[str]]]) -> Path | None:
-    """Find one mask; ``listings`` keeps what the folders hold from one picture to the next."""
+def _find_one(
+    root: Path,
+    picture: Path,
+    kind: str,
+    suffixes: tuple[str, ...],
+    listings: dict[Path, dict[str, list[str]]],
+) -> Path | None:
+    """Find one companion of a picture; ``listings`` keeps what the folders hold."""
     parents = [parent for parent in (picture.parent, *picture.parent.parents) if parent.is_relative_to(root)]
     places = [picture.parent]
-    for folder in ("masks", "mask"):
+    for folder in (f"{kind}s", kind):
         for parent in parents:
             inside = picture.parent.relative_to(parent)
             # images/left/cat.jpg: masks/left/cat.png, then masks/cat.png.
@@ -199,11 +220,11 @@ def _find_mask(root: Path, picture: Path, listings: dict[Path, dict[str, list[st
     for place in dict.fromkeys(places):
         if place not in listings:
             listings[place] = _names_by_lower_case(place)
-        stems = [f"{picture.stem}_mask"]
+        stems = [f"{picture.stem}_{kind}"]
         if place != picture.parent:
             stems = [picture.stem, picture.name, *stems]
         for stem in stems:
-            for suffix in (".png", ".PNG", ".jpg", ".JPG", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"):
+            for suffix in suffixes:
                 names = listings[place].get((stem + suffix).lower(), [])
                 if stem + suffix in names and (place / (stem + suffix)).is_file():
                     return place / (stem + suffix)

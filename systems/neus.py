@@ -10,7 +10,7 @@ from torch import Tensor
 
 from process_data.batches import Priors
 from systems import losses, patch_losses
-from systems.schedules import check_schedule, value_at
+from systems.schedules import check_schedule, is_ever_on, value_at
 from utils.errors import ConfigError
 from utils.types import Batch, Progress, RenderOutput
 
@@ -145,7 +145,7 @@ class NeuSSystem:
             patch_losses.check_lpips("system.loss.lpips", "system.patch_size", config.patch_size)
 
     def _is_ever_on(self, name: str) -> bool:
-        return any(value_at(getattr(self.config.loss, name), k / 100) > 0 for k in range(101))
+        return is_ever_on(getattr(self.config.loss, name))
 
     @property
     def priors(self) -> Priors:

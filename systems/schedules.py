@@ -47,6 +47,17 @@ def value_at(schedule: Schedule, fraction: float) -> float:
     return float(before[1])
 
 
+def is_ever_on(schedule: Schedule) -> bool:
+    """Whether the schedule is above 0 at some time: between its points it is never above both of them.
+
+    >>> is_ever_on([[0.0, 0.0], [0.5, 0.1]]), is_ever_on(0.0)
+    (True, False)
+    """
+    if isinstance(schedule, (int, float)):
+        return schedule > 0
+    return any(pair[1] > 0 for pair in schedule)
+
+
 def learning_rate_factor(
     step: int, fraction: float, warmup_steps: int, decay: str, final_ratio: float
 ) -> float:

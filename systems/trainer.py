@@ -26,7 +26,7 @@ from systems.health import check_health, check_learning
 from systems.meter import Meter
 from systems.random_state import global_random_state, set_global_random_state
 from systems.record import Run
-from systems.schedules import learning_rate_factor
+from systems.schedules import is_ever_on, learning_rate_factor
 from systems.step import FIELDS, Forward, Judgement, StepRecord
 from systems.stop import StopRequest
 from utils.backend import restore_generator
@@ -353,7 +353,7 @@ class Trainer:
             KeyboardInterrupt: after the checkpoint of an interrupted run is written.
             TrainingError: training cannot go on.
         """
-        log.info("losses       %s", describe_losses(self.system, self.fraction_done()))
+        log.info("losses       %s", describe_losses(self.system))
         self.run.write_split(self.scene)
         terms, config = self.system.terms, self.config
         meter = Meter(self.run, self.model, terms, config.log_every, config.max_steps, self.train_seconds)
@@ -504,7 +504,11 @@ def next_num_rays(num_rays: int, num_samples: int, config: TrainerConfig, min_ra
     return max(min_rays, min(int(0.9 * num_rays + 0.1 * wanted), config.max_rays))
 
 
-def describe_losses(system: Any, fraction: float) -> str:
-    """One line: the terms and their weights now."""
-    weights = system.progress_at(fraction).loss_weights
-    return "  ".join(f"{name} {weight:g}" for name, weight in weights.items())
+def describe_losses(system: Any) -> str:
+    """One line: the terms that are on at some time, each with its weight or its schedule as written."""
+    weights = {name: getattr(system.config.loss, name) for name in system.terms}
+    shown = {name: weight for name, weight in weights.items() if is_ever_on(weight)}
+    return "  ".join(
+        f"{name} {weight:g}" if isinstance(weight, (int, float)) else f"{name} {weight}"
+        for name, weight in shown.items()
+    )

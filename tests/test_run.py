@@ -14,7 +14,7 @@ import pytest
 
 import run
 from utils.command_line import parse
-from utils.errors import TrainingError
+from utils.errors import ConfigError, TrainingError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -137,7 +137,7 @@ MODEL = SimpleNamespace(num_levels=4)
 
 def make_system(config: Any, num_levels: int, has_masks: bool) -> SimpleNamespace:
     assert (num_levels, has_masks) == (4, False)
-    return SimpleNamespace(progress_at=lambda fraction: f"progress {fraction}")
+    return SimpleNamespace(progress_at=lambda fraction: f"progress {fraction}", priors=None)
 
 
 class Rooms:
@@ -147,6 +147,7 @@ class Rooms:
         self.calls: list[str] = []
         self.config: Any = None
         self.training_error: BaseException | None = None
+        self.refusal: BaseException | None = None
 
     def note(self, call: str, value: Any = None) -> Any:
         self.calls.append(call)
@@ -172,6 +173,16 @@ class Rooms:
         return SimpleNamespace(
             restore=lambda path: self.note(f"restore {path.parents[1].name}"), train=self.train
         )
+
+    def check_overrides(self, tree: Any, overrides: list[str]) -> None:
+        assert tree["dataset"]["name"] == "x"
+        if "seed=13" in overrides:
+            raise ConfigError("seed", "brings bad luck", "take another")
+
+    def check_priors(self, scene: Any, priors: Any) -> None:
+        assert (scene, priors) == (SCENE, None)
+        if self.refusal is not None:
+            raise self.refusal
 
     def train(self) -> None:
         self.calls.append("train")
@@ -215,6 +226,11 @@ def rooms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Rooms]:
             "checkpoint": SimpleNamespace(load_model=fake.load_model),
             "evaluate": SimpleNamespace(TestConfig=Plain, test=fake.test, export_and_compare=fake.mesh),
             "export": SimpleNamespace(ExportConfig=Plain),
+            "preflight": SimpleNamespace(
+                check_overrides=fake.check_overrides,
+                dataset_to_load=lambda settings: settings.dataset,
+                check_priors=fake.check_priors,
+            ),
             "record": SimpleNamespace(
                 Run=SimpleNamespace(start=fake.start, reopen=fake.reopen),
                 EarlyLog=lambda: SimpleNamespace(pour=lambda: None),
@@ -288,6 +304,20 @@ def test_bad_input_is_one_line_and_code_2(
     assert line in captured.err
     assert captured.err.count("\n") == 1
     assert rooms.calls == []
+
+
+def test_what_cannot_be_is_refused_before_there_is_a_folder(
+    rooms: Rooms, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main("--config c.yaml --train seed=13") == 2
+    rooms.refusal = ConfigError("system.loss.depth", "there are no depth maps", "add them")
+    assert main("--config c.yaml --train") == 2
+    assert rooms.calls == []
+    assert not Path("outputs").exists()
+    assert capsys.readouterr().err.splitlines() == [
+        "run.py: seed: brings bad luck; take another",
+        "run.py: system.loss.depth: there are no depth maps; add them",
+    ]
 
 
 def test_exit_codes_of_training(rooms: Rooms, capsys: pytest.CaptureFixture[str]) -> None:

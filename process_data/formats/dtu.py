@@ -69,8 +69,6 @@ class DTUConfig(CaptureConfig):
     """Camera file that defines poses and the scene's unit sphere."""
     object_cameras_name: str = "cameras_sphere.npz"
     """Camera file whose scale_mat_0 says where the object sits."""
-    use_priors: bool = True
-    """Load MonoSDF's NAME_depth.npy and NAME_normal.npy where they lie beside the pictures."""
     background: Literal["black", "white"] = "black"
     """Plain colour behind masked objects, and under transparent pixels if apply_mask is off. DTU's room is
     black, and masks a little too wide show it."""
@@ -93,8 +91,8 @@ def load_dtu(config: DTUConfig) -> Scene:
             c2w=c2w[index],
             intrinsics=intrinsics[index],
             mask_path=masks[index],
-            depth_path=_beside(path, "_depth.npy") if config.use_priors else None,
-            normal_path=_beside(path, "_normal.npy") if config.use_priors else None,
+            depth_path=_beside(path, "_depth.npy"),
+            normal_path=_beside(path, "_normal.npy"),
         )
         for index, path in enumerate(image_paths)
     )

@@ -201,10 +201,6 @@ def _report_unused(frames: Sequence[Frame]) -> None:
         if moving.is_file():
             LOG.warning("%s and its like mark moving things, not the object: they are not used", moving)
             break
-    depths = [str(depth) for frame in frames if (depth := frame.entry.get("depth_file_path")) is not None]
-    unread = [depth for depth in depths if not depth.lower().endswith(".npy")]
-    if unread:
-        LOG.info("%d depth maps that are not .npy are not used, first %s", len(unread), unread[0])
 
 
 def _read_points(

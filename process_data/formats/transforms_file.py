@@ -242,7 +242,6 @@ def frame_view(
     lens = _frame_lens(frame)
     depth, mask = frame.entry.get("depth_file_path"), frame.entry.get("mask_path")
     folder = frame.path.parent
-    is_array = isinstance(depth, str) and depth.lower().endswith(".npy")
     mask_path = None
     if use_mask and isinstance(mask, str):
         mask_path = find_file(folder, mask) or folder / mask
@@ -253,7 +252,7 @@ def frame_view(
         lens.size,
         None if lens.model in PINHOLES else lens,
         mask_path=mask_path,
-        depth_path=folder / str(depth).replace("\\", "/") if is_array else None,
+        depth_path=folder / depth.replace("\\", "/") if isinstance(depth, str) else None,
     )
 
 

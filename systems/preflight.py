@@ -1,0 +1,119 @@
+"""Before anything is loaded: what was asked for must be there, and must be used.
+
+A key on the command line that changes nothing (``model.background.far=50`` without a background) is a run
+that its author believes to be another one. Configs may hold such keys, since parts are switched on and off by
+one key; the command line says what is meant.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from process_data.batches import check_priors
+from systems.schedules import is_ever_on
+from utils.errors import ConfigError
+
+__all__ = ["check_overrides", "check_priors", "dataset_to_load"]
+
+_DEPTH_TERMS = ("system.loss.depth", "system.loss.depth_prior")
+_PRIOR_TERMS = (*_DEPTH_TERMS, "system.loss.normal_prior")
+
+_SWITCHES: dict[str, tuple[str, ...]] = {
+    "model.background.": ("model.background.enabled",),
+    "trainer.optimizer.background": ("model.background.enabled",),
+    "model.occupancy.hull_tolerance": ("dataset.apply_mask",),
+    "dataset.depth_unit": _DEPTH_TERMS,
+    "system.sparsity_scale": ("system.loss.sparsity",),
+    "system.sparse_max_error": ("system.loss.sparse_points",),
+    "system.sparse_points_per_step": ("system.loss.sparse_points",),
+    "system.free_space_points": ("system.loss.free_space",),
+    "system.patch_size": ("system.loss.ssim", "system.loss.lpips"),
+    "system.num_patches": ("system.loss.ssim", "system.loss.lpips"),
+    "system.random_points_per_step": ("system.loss.eikonal_random", "system.loss.curvature"),
+    "system.curvature_step": ("system.loss.curvature",),
+    "trainer.strict": ("trainer.learning_step", "trainer.health_step"),
+    "test.fps": ("test.video",),
+    "test.video_scale": ("test.video",),
+    "dataset.test_steps": ("test.video",),
+}
+"""A key, or all keys that begin so: what it does happens only where one of these is on."""
+
+_VAIN: dict[str, tuple[str, object, str]] = {
+    "trainer.lookahead": ("trainer.buffers", "packed", "fixed"),
+    "trainer.cuda_graph": ("trainer.buffers", "packed", "fixed"),
+    "trainer.optimizer.skip_untouched": ("trainer.buffers", "packed", "fixed"),
+    "model.initial_beta": ("model.density", "neus", "volsdf"),
+    "model.initial_inv_s": ("model.density", "volsdf", "neus"),
+    "system.cos_anneal_end": ("model.density", "volsdf", "neus"),
+    "model.sdf.taps": ("model.sdf.gradient", "analytic", "numerical"),
+    "trainer.optimizer.final_ratio": ("trainer.optimizer.decay", "constant", "exponential"),
+}
+"""A key without effect where another one has this value, and what that one would have to be."""
+
+
+def check_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Refuse keys on the command line that have no effect with the rest of the config.
+
+    Args:
+        tree: the whole config as plain values.
+        overrides: ``key=value``.
+
+    Raises:
+        ConfigError: such a key, with the one that would make it count.
+    """
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        switches = next((on for start, on in _SWITCHES.items() if _is_at(key, start)), ())
+        known = [switch for switch in switches if _value_at(tree, switch) is not None]
+        if known and key not in known and not any(_is_on(tree, switch) for switch in known):
+            is_flag = isinstance(_value_at(tree, known[0]), bool)
+            remedy = f"set {known[0]}=true" if is_flag else f"give {' or '.join(known)} a value above 0"
+            raise ConfigError(key, f"has no effect while {_off(tree, known)}", f"{remedy}, or leave it out")
+        if key in _VAIN:
+            other, value, wanted = _VAIN[key]
+            if _value_at(tree, other) == value:
+                what = f"has no effect with {other}={value}"
+                raise ConfigError(key, what, f"set {other}={wanted}, or leave it out")
+
+
+def dataset_to_load(settings: Any) -> Any:
+    """The dataset's config, in which ``use_priors`` says whether a loss term looks at depths or normals.
+
+    Raises:
+        ConfigError: priors are asked for that no term looks at, or left out that one needs.
+    """
+    dataset = settings.dataset
+    if "use_priors" not in {field.name for field in fields(dataset)}:
+        return dataset
+    terms = [key for key in _PRIOR_TERMS if _is_on(settings.tree, key)]
+    key = "dataset.use_priors"
+    if dataset.use_priors and not terms:
+        what = "no loss term looks at depth or normal maps"
+        raise ConfigError(key, what, f"give {' or '.join(_PRIOR_TERMS)} a weight, or set it to null")
+    if dataset.use_priors is False and terms:
+        raise ConfigError(
+            key, f"leaves out the maps that {terms[0]} needs", f"set it to null, or {terms[0]}=0"
+        )
+    return replace(dataset, use_priors=bool(terms))
+
+
+def _is_at(key: str, start: str) -> bool:
+    return key.startswith(start) if start.endswith(".") else key == start
+
+
+def _value_at(tree: Any, key: str) -> Any:
+    """``None`` where there is no such key."""
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def _is_on(tree: Mapping[str, Any], key: str) -> bool:
+    value = _value_at(tree, key)
+    return value is not None and is_ever_on(value)
+
+
+def _off(tree: Mapping[str, Any], switches: Sequence[str]) -> str:
+    values = [_value_at(tree, switch) for switch in switches]
+    shown = [str(value).lower() if isinstance(value, bool) else value for value in values]
+    return " and ".join(f"{switch}={value}" for switch, value in zip(switches, shown, strict=True))

@@ -1,0 +1,147 @@
+"""What is refused before anything is loaded: keys without effect, priors that nobody looks at."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from sphere_priors import scene_with_priors
+from tiny import SECTIONS, tiny_config, tiny_scene
+
+import run
+from process_data.batches import Priors
+from process_data.formats.dtu import DTUConfig
+from systems.preflight import _SWITCHES, _VAIN, check_overrides, check_priors, dataset_to_load
+from systems.sweep.plan import load_sweep
+from utils.config import load_config
+from utils.errors import ConfigError
+from utils.schema import keys_of
+
+CONFS = Path(__file__).resolve().parents[2] / "confs"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (
+            ["model.background.far=50"],
+            (
+                "model.background.far: has no effect while model.background.enabled=false; "
+                "set model.background.enabled=true, or leave it out"
+            ),
+        ),
+        (
+            ["seed=3", "system.sparse_points_per_step=7"],
+            (
+                "system.sparse_points_per_step: has no effect while system.loss.sparse_points=0.0; "
+                "give system.loss.sparse_points a value above 0, or leave it out"
+            ),
+        ),
+        (
+            ["system.random_points_per_step=7"],
+            (
+                "system.random_points_per_step: has no effect while system.loss.eikonal_random=0.0 and "
+                "system.loss.curvature=0.0; give system.loss.eikonal_random or system.loss.curvature a value "
+                "above 0, or leave it out"
+            ),
+        ),
+        (["trainer.optimizer.background=0.1"], "set model.background.enabled=true"),
+        (["model.background.hash_grid.num_levels=3"], "set model.background.enabled=true"),
+        (["trainer.buffers=packed", "trainer.lookahead=3"], "no effect with trainer.buffers=packed"),
+        (["model.initial_beta=0.1"], "has no effect with model.density=neus; set model.density=volsdf"),
+        (["system.patch_size=5"], "give system.loss.ssim or system.loss.lpips a value above 0"),
+        (["test.video=false", "test.fps=3"], "test.fps: has no effect while test.video=false"),
+        (["trainer.strict=true"], "give trainer.learning_step or trainer.health_step a value above 0"),
+    ],
+)
+def test_keys_without_effect(overrides: list[str], line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_overrides(tiny_config(*overrides).tree, overrides)
+    assert line in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.background.enabled=true", "model.background.far=50"],
+        ["model.background.enabled=false"],
+        ["system.loss.sparsity=[[0,0],[1,0.1]]", "system.sparsity_scale=3"],
+        ["system.loss.curvature=0.1", "system.random_points_per_step=7"],
+        ["trainer.lookahead=3", "trainer.cuda_graph=false"],
+        ["trainer.health_step=5", "trainer.strict=true"],
+        ["trainer.strict=true", "trainer.health_step=5"],
+    ],
+)
+def test_keys_with_effect(overrides: list[str]) -> None:
+    check_overrides(tiny_config(*overrides).tree, overrides)
+
+
+def test_configs_may_hold_what_is_off() -> None:
+    tree = tiny_config().tree
+    assert not tree["model"]["background"]["enabled"]
+    check_overrides(tree, [])
+    for planned in load_sweep(CONFS / "sweeps" / "losses.yaml", [], SECTIONS, "cpu", None).runs:
+        check_overrides(planned.tree, planned.overrides)
+
+
+def test_the_rules_are_about_keys_that_exist() -> None:
+    known = set(keys_of(SECTIONS))
+    for start, switches in _SWITCHES.items():
+        assert {start.removesuffix("."), *switches} <= known
+    for key, (other, _, _) in _VAIN.items():
+        assert {key, other} <= known
+
+
+@dataclass(frozen=True)
+class Settings:
+    dataset: DTUConfig
+    tree: dict[str, object]
+
+
+def settings(use_priors: bool | None, **losses: object) -> Settings:
+    return Settings(DTUConfig(use_priors=use_priors), {"system": {"loss": losses}})
+
+
+def test_priors_are_loaded_where_a_term_looks_at_them() -> None:
+    assert dataset_to_load(settings(None, depth=0.0, depth_prior=0.1)).use_priors is True
+    assert dataset_to_load(settings(None, normal_prior=[[0, 0.1], [1, 0]])).use_priors is True
+    assert dataset_to_load(settings(None, depth=0.0, mask=1.0)).use_priors is False
+    assert dataset_to_load(settings(True, depth=0.1)).use_priors is True
+    with pytest.raises(
+        ConfigError, match=r"^dataset\.use_priors: no loss term looks at depth or normal maps"
+    ):
+        dataset_to_load(settings(True, depth=0.0, depth_prior=[[0, 0], [1, 0]]))
+    with pytest.raises(
+        ConfigError, match=r"^dataset\.use_priors: leaves out the maps that system\.loss\.depth"
+    ):
+        dataset_to_load(settings(False, depth=0.1))
+    synthetic = tiny_config()
+    assert dataset_to_load(synthetic) is synthetic.dataset
+
+
+def test_missing_priors_are_refused_and_present_ones_are_not() -> None:
+    everything = Priors(depth="key.depth", normal="key.normal", points="key.points")
+    check_priors(scene_with_priors(), everything)
+    check_priors(tiny_scene(), Priors())
+    for kind, lacking in (("depth", "depths"), ("normal", "normals"), ("points", "points")):
+        with pytest.raises(ConfigError, match=rf"^key\.{kind}: "):
+            check_priors(replace(scene_with_priors(), **{lacking: None}), everything)
+
+
+def test_a_run_that_cannot_be_leaves_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = str(Path(__file__).with_name("tiny.yaml"))
+    for override, key in (
+        ("system.loss.depth=0.1", "system.loss.depth"),
+        ("system.loss.sparse_points=0.1", "system.loss.sparse_points"),
+        ("model.background.far=50", "model.background.far"),
+    ):
+        command = ["--config", tiny, "--train", "--device", "cpu", "--outputs_dir", str(tmp_path / "o")]
+        assert run.main([*command, override]) == 2
+        assert capsys.readouterr().err.splitlines()[-1].startswith(f"run.py: {key}: ")
+    assert not (tmp_path / "o").exists()
+
+
+def test_load_config_is_enough_for_the_rules() -> None:
+    config = load_config(CONFS / "neus-dtu.yaml", ["model.background.far=50"], SECTIONS)
+    check_overrides(config.tree, ["model.background.far=50"])
+    assert dataset_to_load(SimpleNamespace(dataset=config.dataset, tree=config.tree)).use_priors is False
