@@ -8,6 +8,8 @@ dents; a network of reflected directions learns it once, and tells the normals w
 Source: Verbin et al., "Ref-NeRF: Structured View-Dependent Appearance for Neural Radiance Fields", CVPR 2022
 (sections 3.1 to 3.3), on the surface's own normals instead of predicted ones, as in NeRO (Liu et al. 2023).
 Light here is distant: what a surface mirrors of the scene itself, only the bottleneck below can tell.
+Pitfall: where nearly all that is mirrored is black, the specular part can fade to zero in the first steps and
+stay there, as nothing then tells it from the diffuse one.
 """
 
 import math

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from encoder import encode_spherical_harmonics
 from models.backends import Backends
-from models.fields import RadianceConfig, RadianceField
+from models.fields import RadianceConfig
 from models.reflection import ReflectiveRadiance, encode_reflection, reflect, srgb_from_light
 from utils.mesh import srgb_from_linear
 
@@ -182,35 +182,3 @@ def test_padding_has_no_part(backend: str) -> None:
     for alone, padded in zip(*gradients, strict=True):
         assert alone.any()
         torch.testing.assert_close(padded, alone, atol=1e-6, rtol=1e-5)
-
-
-def test_a_mirroring_ball_is_learned_from_few_views() -> None:
-    """On views not seen the head is far better than the one of view directions."""
-
-    def surroundings(directions: Tensor) -> Tensor:
-        lamps = torch.eye(3) + 0.1
-        return 0.1 + 0.8 * torch.exp(4.0 * (directions @ torch.nn.functional.normalize(lamps).t() - 1.0))
-
-    def pixels(viewpoint: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        normal = unit(count)
-        toward = viewpoint.expand(count, 3)
-        normal = torch.where((normal * toward).sum(dim=1, keepdim=True) < 0, -normal, normal)
-        return -toward, normal, surroundings(reflect(toward, normal))
-
-    train, test = ([pixels(view, 100) for view in unit(count).split(1)] for count in (8, 16))
-    errors = []
-    for kind in (RadianceField, ReflectiveRadiance):
-        head = kind(RadianceConfig(hidden_width=32), 3, CPU)
-        optimizer = torch.optim.Adam(head.parameters(), lr=0.005)
-
-        def error(views: list[tuple[Tensor, Tensor, Tensor]], head: nn.Module = head) -> Tensor:
-            away, normal, rgb = (torch.cat(parts) for parts in zip(*views, strict=True))
-            # On a ball normals say where a point is.
-            return (head(normal, away, torch.arange(len(away)), normal) - rgb).abs().mean()
-
-        for _ in range(120):
-            optimizer.zero_grad()
-            error(train).backward()
-            optimizer.step()
-        errors.append(error(test).item())
-    assert errors[1] < 0.5 * errors[0], errors
