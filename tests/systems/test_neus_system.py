@@ -15,10 +15,10 @@ from torch import Tensor
 
 from process_data.batches import Priors, RayBatches
 from systems import losses
-from systems.neus import Field, LossConfig, NeuSSystem, NeuSSystemConfig
+from systems.neus import LossConfig, NeuSSystem, NeuSSystemConfig
 from systems.step import weighted_sum
 from utils.errors import ConfigError
-from utils.types import Batch, Progress, RenderOutput
+from utils.types import Batch, Field, Progress, RenderOutput
 
 FUNCTION_OF = {
     **{"rgb_l1": "rgb_l1", "rgb_l2": "rgb_l2", "rgb_charbonnier": "rgb_charbonnier", "eikonal": "eikonal"},
