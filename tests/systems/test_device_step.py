@@ -55,6 +55,8 @@ def device_step_of(training: Trainer) -> DeviceStep:
 EVERY_TERM = (
     "system.loss={opacity: 0.1, sparsity: 0.1, rgb_l2: 1, rgb_charbonnier: 1, sparse_points: 1, depth: 1}",
     "system.loss={depth_prior: 1, normal_prior: 0.1, eikonal_random: 0.1, curvature: 1e-3}",
+    "system.loss={photo_consistency: 0.5, laplacian: 1e-4, eikonal_near: 0.1}",
+    *("system.consistency_rays=400", "system.consistency_patch=3", "dataset.num_images=20"),
     # Of two batches with fewer samples the random numbers would differ.
     *("system.random_points_per_step=16", "system.sparse_points_per_step=16"),
 )
