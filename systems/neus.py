@@ -108,7 +108,7 @@ class NeuSSystemConfig:
     near_std: float = 0.02
     """Standard deviation of the eikonal_near term's points from their samples, per axis, scene units."""
     consistency_rays: int = 128
-    """So many of a batch's first rays, of patches where there are any, the photo_consistency term looks at."""
+    """So many of a batch's first rays (of patches, if it has any) the photo_consistency term looks at."""
     consistency_patch: int = 11
     """Width of its windows in pixels, odd."""
     cos_anneal_end: float = 0.1
