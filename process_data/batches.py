@@ -17,6 +17,7 @@ from torch import Tensor
 
 from process_data.cameras import RayGenerator, image_rays
 from process_data.patches import PatchSampler
+from process_data.photographs import WindowDrawer
 from utils.backend import restore_generator
 from utils.errors import ConfigError
 from utils.types import Batch, ImageStack, Scene
@@ -42,6 +43,12 @@ class Priors:
     """Pixels along a patch's side."""
     num_patches: int = 4
     """So many patches lead each batch."""
+    windows: str | None = None
+    """Config key of the loss term that looks for windows of a photograph in others."""
+    window_rays: int = 128
+    """So many of a batch's first rays get a window."""
+    window_width: int = 11
+    """Of these, pixels; odd."""
 
 
 class RayBatches:
@@ -59,7 +66,8 @@ class RayBatches:
 
     Raises:
         ConfigError: ``foreground_fraction`` is out of range, or above 0 without masks; the scene does not
-            have what ``priors`` asks for, or is warped (``dataset.ndc``); a picture is smaller than a patch.
+            have what ``priors`` asks for, or is warped (``dataset.ndc``); its lenses distort where a term
+            needs pinholes; a picture is smaller than a patch.
         ValueError: ``indices`` is empty or names a view that does not exist.
     """
 
@@ -126,6 +134,13 @@ class RayBatches:
                 device=self.device,
                 key=self.priors.patches,
             )
+        self._windows: WindowDrawer | None = None
+        if self.priors.windows is not None:
+            _refuse_warped(scene, self.priors.windows)
+            self._windows = WindowDrawer.from_scene(
+                *(scene, views.tolist(), self.priors.windows),
+                *(self.priors.window_rays, self.priors.window_width, self._ray_generator),
+            )
 
     @property
     def num_patch_rays(self) -> int:
@@ -155,6 +170,8 @@ class RayBatches:
         mask = None if self._mask is None else self._mask.index_select(0, flat).float() / 255.0
         views = self._views[slot]
         batch = Batch(self._ray_generator.rays(views, pixels), rgb, mask)
+        if self._windows is not None:
+            batch = replace(batch, windows=self._windows.draw(batch.rays, pixels))
         return self._with_priors(batch, views, flat)
 
     def _with_priors(self, batch: Batch, views: Int64[Tensor, " R"], flat: Int64[Tensor, " R"]) -> Batch:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from process_data.batches import Priors
 from systems import losses, patch_losses
+from systems.photo_consistency import photo_consistency
 from systems.schedules import check_schedule, is_ever_on, value_at
 from utils.errors import ConfigError
-from utils.types import Batch, Progress, RenderOutput
+from utils.types import Batch, Field, Progress, RenderOutput
 
-Field = Callable[[Float[Tensor, "P 3"]], tuple[Float[Tensor, " P"], Float[Tensor, "P 3"]]]
-"""Positions in scene space to signed distance and gradient, differentiable in the model's parameters."""
+T = TypeVar("T")
 
 PatchTerm = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -51,8 +51,16 @@ class LossConfig:
     normal_prior: Any = 0.0
     """L1 and angle between rendered and given normals (MonoSDF, equation 13); needs normal maps. Typical:
     0.05 (theirs)."""
+    photo_consistency: Any = 0.0
+    """1 - correlation of a photograph's windows with what other views show where the surface's tangent plane
+    carries them (Geo-NeuS, section 3.3); needs pinholes, and a surface that is roughly there."""
     eikonal_random: Any = 0.0
     """The eikonal term at random points of the unit ball, where no ray has to pass. Typical: 0.01 to 0.1."""
+    eikonal_near: Any = 0.0
+    """The eikonal term at random points beside the samples with the largest weights. Typical: 0.01 to 0.1."""
+    laplacian: Any = 0.0
+    """|Laplacian of the sdf| at the samples (Neuralangelo, equation 10; instant-nsr-pl). Typical: 5e-4
+    (theirs), falling as levels open."""
     curvature: Any = 0.0
     """|Laplacian| at the samples where gradients are numerical (Neuralangelo, equation 10), else normal
     curvature along random tangents. Typical: 5e-4 (theirs), falling as levels open."""
@@ -88,16 +96,22 @@ class NeuSSystemConfig:
     free_space_points: int = 256
     """Points that the free_space term looks at, one on each of a batch's first rays."""
     random_points_per_step: int = 1024
-    """Points of the eikonal_random term, and most samples that the curvature term looks at (the Laplacian
-    costs nothing more, and is looked at everywhere)."""
+    """Points of the eikonal_random term, and most samples that the eikonal_near, laplacian and curvature
+    terms look at (of numerical gradients the Laplacian costs nothing more, and is looked at everywhere)."""
     curvature_step: float = 0.01
-    """Distance of the points that the curvature term compares, scene units: about a cell of the finest level
-    that matters."""
+    """Distance of the points that the laplacian and curvature terms compare, scene units: about a cell of the
+    finest level that matters."""
     patch_size: int = 11
     """Pixels along a side of the patches that the ssim and lpips terms look at."""
     num_patches: int = 4
     """Patches in each batch while one of these terms is on at any time of the run; their pixels count in
     all other terms, too. A batch has never fewer rays than these."""
+    near_std: float = 0.02
+    """Standard deviation of the eikonal_near term's points from their samples, per axis, scene units."""
+    consistency_rays: int = 128
+    """So many of a batch's first rays (of patches, if it has any) the photo_consistency term looks at."""
+    consistency_patch: int = 11
+    """Width of its windows in pixels, odd."""
     cos_anneal_end: float = 0.1
     """Fraction of training after which NeuS's true cosine is used (0 = from the start)."""
     initial_levels: float = 4.0
@@ -118,7 +132,7 @@ class NeuSSystemConfig:
             levels = f"levels_end {self.levels_end}, got {self.levels_start}"
             raise ValueError(f"system.levels_start: must not be above {levels}")
         counts = ("sparse_points_per_step", "free_space_points", "random_points_per_step", "num_patches")
-        lowest = dict.fromkeys(counts, 1)
+        lowest = dict.fromkeys((*counts, "consistency_rays"), 1)
         for key, low in (lowest | {"patch_size": 3}).items():
             if getattr(self, key) < low:
                 raise ValueError(f"system.{key}: must be at least {low}, got {getattr(self, key)}")
@@ -126,6 +140,11 @@ class NeuSSystemConfig:
             raise ValueError(f"system.sparse_max_error: must be above 0, got {self.sparse_max_error}")
         if not 1e-4 <= self.curvature_step <= 0.5:
             raise ValueError(f"system.curvature_step: must lie in 1e-4..0.5, got {self.curvature_step}")
+        if not 0 < self.near_std <= 0.5:
+            raise ValueError(f"system.near_std: must lie in (0, 0.5], got {self.near_std}")
+        if not (3 <= self.consistency_patch <= 31 and self.consistency_patch % 2 == 1):
+            what = f"must be odd and lie in 3..31, got {self.consistency_patch}"
+            raise ValueError(f"system.consistency_patch: {what}")
         if self.initial_levels < 0:
             raise ValueError(f"system.initial_levels: must not be negative, got {self.initial_levels}")
 
@@ -163,6 +182,9 @@ class NeuSSystem:
             patches="system.patch_size" if key_of("ssim", "lpips") else None,
             patch_size=self.config.patch_size,
             num_patches=self.config.num_patches,
+            windows=key_of("photo_consistency"),
+            window_rays=self.config.consistency_rays,
+            window_width=self.config.consistency_patch,
         )
 
     def progress_at(self, fraction: float) -> Progress:
@@ -216,7 +238,10 @@ class NeuSSystem:
             "depth": lambda: _depth(render, batch),
             "depth_prior": lambda: _depth_prior(render, batch),
             "normal_prior": lambda: _normal_prior(render, batch),
+            "photo_consistency": lambda: photo_consistency(render, batch, _given(batch.windows), field),
             "eikonal_random": lambda: self._eikonal_random(field, generator),
+            "eikonal_near": lambda: self._eikonal_near(render, field, generator),
+            "laplacian": lambda: self._laplacian(render, field),
             "curvature": lambda: self._curvature(render, field, generator),
             "ssim": lambda: _on_patches(patch_losses.patch_ssim, render, batch),
             "lpips": lambda: _on_patches(patch_losses.patch_lpips, render, batch),
@@ -239,9 +264,29 @@ class NeuSSystem:
         radii = torch.rand((shape[0], 1), generator=generator, device=device).pow(1 / 3)
         return losses.eikonal(field(radii * directions)[1])
 
-    def _curvature(self, render: RenderOutput, field: Field, generator: torch.Generator) -> Tensor:
+    def _eikonal_near(self, render: RenderOutput, field: Field, generator: torch.Generator) -> Tensor:
+        weights = render.weights.detach()
+        if render.is_sample is not None:
+            weights = torch.where(render.is_sample, weights, -1.0)
+        chosen = weights.topk(min(self.config.random_points_per_step, len(weights))).indices
+        positions = render.positions.index_select(0, chosen)
+        noise = torch.randn(positions.shape, generator=generator, device=generator.device)
+        keep = None if render.is_sample is None else render.is_sample.index_select(0, chosen)
+        return losses.eikonal(field(positions + self.config.near_std * noise)[1], keep)
+
+    def _laplacian(self, render: RenderOutput, field: Field) -> Tensor:
         if render.laplacian is not None:
             return losses.laplacian(render.laplacian, render.is_sample)
+        # Rays come in random order, and so do the first ones' samples.
+        first, step = slice(self.config.random_points_per_step), self.config.curvature_step
+        positions = losses.axis_neighbours(render.positions[first], step)
+        neighbours = field(positions.flatten(0, 1))[0].view(-1, 6)
+        keep = None if render.is_sample is None else render.is_sample[first]
+        return losses.laplacian(losses.second_differences(render.sdf[first], neighbours, step), keep)
+
+    def _curvature(self, render: RenderOutput, field: Field, generator: torch.Generator) -> Tensor:
+        if render.laplacian is not None:
+            return self._laplacian(render, field)
         # Rays come in random order, and so do the first ones' samples (of patches, where there are any).
         first, step = slice(self.config.random_points_per_step), self.config.curvature_step
         gradient = render.gradient[first]
@@ -255,7 +300,7 @@ class NeuSSystem:
 # What is rendered against what was measured
 
 
-def _given(values: Tensor | None) -> Tensor:
+def _given(values: T | None) -> T:
     """What a batch brings along because a term asked for it."""
     assert values is not None, "a term is on that the batches do not know of"
     return values

@@ -16,19 +16,21 @@ The dataclasses are frozen and check their shapes when built (below a microsecon
 annotation is checked as well (jaxtyping + beartype). Absent is ``None``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from utils.photographs import Windows
 from utils.scene import Cameras, ImageStack, Lens, Scene, SparsePoints, TriangleMesh
 
 __all__ = [
     "Batch",
     "Budget",
     "Cameras",
+    "Field",
     "ImageStack",
     "Lens",
     "Progress",
@@ -38,7 +40,11 @@ __all__ = [
     "Scene",
     "SparsePoints",
     "TriangleMesh",
+    "Windows",
 ]
+
+Field = Callable[[Float[Tensor, "P 3"]], tuple[Float[Tensor, " P"], Float[Tensor, "P 3"]]]
+"""Positions in scene space to signed distance and gradient, differentiable in the model's parameters."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,8 @@ class Batch:
     another in the first ``num_patches * patch_size ** 2`` rays."""
     num_patches: int = 0
     """0: all rays are drawn one by one."""
+    windows: Windows | None = None
+    """Around the pixels of the first rays, to be found again in other views."""
 
     def __post_init__(self) -> None:
         r = len(self.rays)
@@ -112,6 +120,7 @@ class Batch:
         assert self.mask is None or self.mask.shape == (r,)
         assert self.depth is None or self.depth.shape == (r,)
         assert self.normal is None or self.normal.shape == (r, 3)
+        assert self.windows is None or len(self.windows) <= r
 
     def patches(self, rgb: Float[Tensor, "R 3"]) -> Float[Tensor, "num_patches patch_size patch_size 3"]:
         """Colours of the patches' pixels, taken from one for each ray."""

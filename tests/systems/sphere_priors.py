@@ -9,7 +9,7 @@ from tiny import tiny_scene
 from torch import Tensor
 
 from process_data.cameras import image_rays
-from utils.types import Batch, ImageStack, Rays, Scene, SparsePoints
+from utils.types import Batch, ImageStack, Rays, Scene, SparsePoints, Windows
 
 RADIUS = 0.5
 
@@ -69,4 +69,9 @@ def rows_of(batch: Batch, rows: Tensor) -> Batch:
         for name, values in vars(batch).items()
     }
     rays = Rays(**{name: values[rows] for name, values in vars(batch.rays).items()})
-    return Batch(**{**chosen, "rays": rays})
+    windows = batch.windows
+    if windows is not None:
+        # All rays have one here, and those that are chosen keep theirs.
+        own = {name: v[rows] if isinstance(v, Tensor) else v for name, v in vars(windows).items()}
+        windows = Windows(**own)
+    return Batch(**{**chosen, "rays": rays, "windows": windows})

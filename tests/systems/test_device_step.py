@@ -61,6 +61,8 @@ def device_step_of(training: Trainer) -> DeviceStep:
 EVERY_TERM = (
     "system.loss={opacity: 0.1, sparsity: 0.1, rgb_l2: 1, rgb_charbonnier: 1, sparse_points: 1, depth: 1}",
     "system.loss={depth_prior: 1, normal_prior: 0.1, eikonal_random: 0.1, curvature: 1e-3}",
+    "system.loss={photo_consistency: 0.5, laplacian: 1e-4, eikonal_near: 0.1}",
+    *("system.consistency_rays=6000", "system.consistency_patch=3"),
     # Of two batches with fewer samples the random numbers would differ.
     *("system.random_points_per_step=16", "system.sparse_points_per_step=16"),
 )
@@ -72,7 +74,8 @@ def batch_with_priors(*overrides: str) -> Batch:
     config = tiny_config(*overrides, *EVERY_TERM)
     scene = scene_with_priors(*overrides)
     system = NeuSSystem(config.system, 4, scene.masks is not None)
-    batch = RayBatches(scene, [1], seed=0, priors=system.priors).draw(400)
+    batch = RayBatches(scene, seed=0, priors=system.priors).draw(6000)
+    batch = rows_of(batch, torch.where(batch.rays.camera_indices == 1)[0])
     # Mixed, so that of every stretch some rays hit it.
     is_hit = (given(batch.depth) > 0).long()
     order = torch.cat([is_hit.argsort(descending=True)[:18], is_hit.argsort()[:6]])

@@ -40,6 +40,9 @@ TERMS: dict[str, Callable[[Tensor, Keep], Tensor]] = {
     ),
     "sparse_points": lambda x, _: losses.sparse_points(x[:, 0]),
     "free_space": lambda x, keep: losses.free_space(x[:, 0], keep),
+    "laplacian": lambda x, keep: losses.laplacian(
+        losses.second_differences(x[:, 0], x.repeat(1, 2).square(), 0.5), keep
+    ),
 }
 
 
@@ -275,3 +278,39 @@ def test_curvature_of_a_plane_and_of_a_saddle() -> None:
     shifted = up + 0.01 * tangent * torch.tensor([-1.0, 1.0, 0.0])
     found = losses.curvature(up, shifted, tangent, 0.01)
     assert float(found) == pytest.approx(2 / math.pi, abs=0.02)
+
+
+# Laplacian
+
+
+def laplacian_of(field: Callable[[Tensor], Tensor], positions: Tensor, step: float) -> float:
+    neighbours = losses.axis_neighbours(positions, step)
+    return float(losses.laplacian(losses.second_differences(field(positions), field(neighbours), step)))
+
+
+def test_neighbours_along_the_axes() -> None:
+    found = losses.axis_neighbours(torch.tensor([[1.0, 2.0, 3.0]]), 0.5)[0].tolist()
+    assert sorted(found) == sorted(
+        [[1.5, 2, 3], [0.5, 2, 3], [1, 2.5, 3], [1, 1.5, 3], [1, 2, 3.5], [1, 2, 2.5]]
+    )
+
+
+@pytest.mark.parametrize("radius", [0.2, 0.5, 2.0])
+def test_laplacian_of_a_sphere(radius: float) -> None:
+    positions = radius * torch.nn.functional.normalize(torch.randn(500, 3, dtype=torch.float64), dim=1)
+    found = laplacian_of(lambda at: at.norm(dim=-1) - 0.3, positions, 1e-3)
+    assert float(found) == pytest.approx(2 / radius, rel=1e-4)
+
+
+def test_laplacian_of_quadrics() -> None:
+    positions = torch.randn(50, 3, dtype=torch.float64)
+    matrix = torch.randn(3, 3, dtype=torch.float64)
+
+    def quadric(at: Tensor) -> Tensor:
+        return (at * (at @ matrix)).sum(dim=-1) + at[..., 0] - 2.0
+
+    # Second differences of a quadric are exact whatever the step.
+    for step in (1e-2, 0.7):
+        assert laplacian_of(quadric, positions, step) == pytest.approx(2 * abs(float(matrix.trace())))
+    saddle = laplacian_of(lambda at: at[..., 0] ** 2 - at[..., 1] ** 2 + at[..., 2], positions, 0.1)
+    assert saddle < 1e-10

@@ -16,17 +16,18 @@ from torch import Tensor
 from process_data.batches import Priors, RayBatches
 from run import main, sections
 from systems import losses
-from systems.neus import Field, LossConfig, NeuSSystem, NeuSSystemConfig
+from systems.neus import LossConfig, NeuSSystem, NeuSSystemConfig
 from systems.step import weighted_sum
 from utils.config import load_config
 from utils.errors import ConfigError
-from utils.types import Batch, Progress, RenderOutput
+from utils.types import Batch, Field, Progress, RenderOutput
 
 FUNCTION_OF = {
     **{"rgb_l1": "rgb_l1", "rgb_l2": "rgb_l2", "rgb_charbonnier": "rgb_charbonnier", "eikonal": "eikonal"},
     **{"mask": "mask_bce", "mask_iou": "mask_iou", "opacity": "opacity_entropy", "sparsity": "sparsity"},
     **{"sparse_points": "sparse_points", "depth": "depth_l1", "depth_prior": "depth_prior"},
-    **{"normal_prior": "normal_prior", "curvature": "curvature", "free_space": "free_space"},
+    **{"normal_prior": "normal_prior", "curvature": "curvature", "laplacian": "laplacian"},
+    **{"free_space": "free_space"},
 }
 NEEDS_PRIORS = ("depth", "depth_prior", "normal_prior", "sparse_points")
 Seen = tuple[RenderOutput, Batch, Progress, Field]
@@ -155,6 +156,17 @@ def expected_sparse_points(seen: Seen) -> float:
     return float(np.mean([abs(float(seen[3](point[None])[0].detach())) for point in seen[1].points]))
 
 
+def expected_laplacian(seen: Seen) -> float:
+    """Of the first 1024 samples, with the positions' six neighbours one after another."""
+    render, *_, field = seen
+    total = -6 * field(render.positions[:1024])[0].detach()
+    for axis in range(3):
+        for sign in (1, -1):
+            offset = torch.zeros(3).index_fill(0, torch.tensor([axis]), 0.01 * sign)
+            total = total + field(render.positions[:1024] + offset)[0].detach()
+    return float((total / 0.01**2).abs().mean())
+
+
 def expected_curvature(seen: Seen) -> float:
     """At 1024 rows at most, of which there are fewer."""
     render, *_, field = seen
@@ -174,6 +186,7 @@ EXPECTED: dict[str, Callable[[Seen], float]] = {
     "sparse_points": expected_sparse_points,
     "free_space": expected_free_space,
     "curvature": expected_curvature,
+    "laplacian": expected_laplacian,
 }
 
 
@@ -184,7 +197,9 @@ def test_each_term_alone(term: str, seen: Seen) -> None:
     terms = system_of().loss_terms(render, batch, alone, field, torch.Generator().manual_seed(1))
     assert list(terms) == [term]
     if term in EXPECTED:
-        assert float(terms[term].detach()) == pytest.approx(EXPECTED[term](seen), rel=1e-4)
+        # Second differences over a hundredth leave float32 three digits.
+        tolerance = 5e-3 if term == "laplacian" else 1e-4
+        assert float(terms[term].detach()) == pytest.approx(EXPECTED[term](seen), rel=tolerance)
         return
     assert batch.mask is not None
     expected = {
@@ -266,6 +281,10 @@ def test_background_color(name: Any, color: list[float] | None) -> None:
         ("system.curvature_step=0", "system.curvature_step"),
         ("system.patch_size=2", "system.patch_size"),
         ("system.num_patches=0", "system.num_patches"),
+        ("system.near_std=0", "system.near_std"),
+        ("system.consistency_rays=0", "system.consistency_rays"),
+        ("system.consistency_patch=8", "system.consistency_patch"),
+        ("system.consistency_patch=1", "system.consistency_patch"),
         ("system.loss.eikonl=0.1", "system.loss.eikonl"),
         ("trainer.max_steps=0", "trainer.max_steps"),
         ("trainer.max_minutes=0", "trainer.max_minutes"),
@@ -414,6 +433,38 @@ def test_free_space_shrinks_a_surface_that_hides_outside_of_the_masks(tmp_path: 
     assert shrunk < 0.7 * hidden
 
 
+def test_points_near_the_surface_are_jittered_samples_of_the_largest_weights(seen: Seen) -> None:
+    render, batch, progress, _ = seen
+    asked: list[Tensor] = []
+
+    def field(positions: Tensor) -> tuple[Tensor, Tensor]:
+        asked.append(positions)
+        return positions[:, 0], 3.0 * torch.nn.functional.normalize(positions, dim=1)
+
+    alone = replace(progress, loss_weights={"eikonal_near": 1.0})
+    system, count = system_of(random_points_per_step=50, near_std=0.03), len(render.sdf)
+    shown = [system.loss_terms(render, batch, alone, field, torch.Generator().manual_seed(k)) for k in (1, 2)]
+    assert [float(terms["eikonal_near"]) for terms in shown] == pytest.approx([4.0, 4.0], rel=1e-4)
+    best = render.weights.detach().argsort(descending=True)[:50]
+    noise = torch.cat([found - render.positions[best] for found in asked])
+    assert float(noise.std()) == pytest.approx(0.03, rel=0.15)
+    assert not torch.equal(asked[0], asked[1])
+    # Padding has no part in it, whatever its weight.
+    is_sample = torch.arange(count) < 20
+    padded = replace(render, is_sample=is_sample, weights=torch.where(is_sample, render.weights, 9.0))
+    asked.clear()
+
+    def broken(positions: Tensor) -> tuple[Tensor, Tensor]:
+        sdf, gradient = field(positions)
+        return sdf, torch.where((torch.arange(50) < 20)[:, None], gradient, torch.nan)
+
+    system.loss_terms(padded, batch, alone, broken, torch.Generator().manual_seed(1))
+    distance = torch.cdist(asked[0], render.positions[:20]).min(dim=1).values
+    assert distance[:20].max() < 0.03 * 5
+    alone_again = system.loss_terms(padded, batch, alone, broken, torch.Generator().manual_seed(1))
+    assert float(alone_again["eikonal_near"]) == pytest.approx(4.0, rel=1e-4)
+
+
 def test_terms_without_random_points_draw_nothing(seen: Seen) -> None:
     render, batch, progress, field = seen
     draw = torch.Generator().manual_seed(3)
@@ -431,6 +482,9 @@ def test_what_the_terms_ask_for() -> None:
     everything = system_of(loss=loss, sparse_points_per_step=7, sparse_max_error=0.5).priors
     keys = ("system.loss.depth", "system.loss.normal_prior", "system.loss.sparse_points")
     assert everything == Priors(*keys, points_per_batch=7, max_error=0.5)
+    loss = LossConfig(photo_consistency=[[0.5, 0.0], [0.6, 0.5]])
+    windows = system_of(loss=loss, consistency_rays=9, consistency_patch=5).priors
+    assert windows == Priors(windows="system.loss.photo_consistency", window_rays=9, window_width=5)
 
 
 @pytest.mark.parametrize("term", ["depth", "depth_prior", "normal_prior", "sparse_points", "curvature"])
