@@ -38,10 +38,10 @@ CONFS = Path(__file__).resolve().parents[2] / "confs"
             ),
         ),
         (
-            ["system.random_points_per_step=7"],
+            ["system.curvature_step=0.02"],
             (
-                "system.random_points_per_step: has no effect while system.loss.eikonal_random=0.0 and "
-                "system.loss.curvature=0.0; give system.loss.eikonal_random or system.loss.curvature a value "
+                "system.curvature_step: has no effect while system.loss.laplacian=0.0 and "
+                "system.loss.curvature=0.0; give system.loss.laplacian or system.loss.curvature a value "
                 "above 0, or leave it out"
             ),
         ),
