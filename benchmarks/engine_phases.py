@@ -153,7 +153,7 @@ def phases_of(trainer: Trainer) -> list[Phase]:
     background = torch.ones(3, device=trainer.device)
     batch = trainer.batches.draw(device_step.max_rays)
     rays = budget.limit(batch.rays)
-    step, inv_s = model.step_size(), model.inv_s().detach()
+    step, inv_s = model.step_size(progress), model.inv_s(progress).detach()
     jitter = torch.rand(len(rays), device=trainer.device)
     prunes = config.min_transmittance > 0
 
@@ -197,7 +197,7 @@ def phases_of(trainer: Trainer) -> list[Phase]:
 
     def run_compositing() -> tuple[Tensor, Tensor]:
         cosine = (directions * normal).sum(dim=1)
-        alpha = model.density.alpha(sdf, cosine, lengths, model.inv_s(), progress.cos_anneal)
+        alpha = model.density.alpha(sdf, cosine, lengths, model.inv_s(progress), progress.cos_anneal)
         weights = render_weights(alpha, samples.offsets, model.backends.compositing)
         pixels = accumulate(weights, values, samples.offsets, model.backends.compositing)
         geometry = torch.cat([normal.detach(), samples.t_middle[:, None]], dim=1)

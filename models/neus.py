@@ -98,19 +98,26 @@ class NeuS(nn.Module):
         """Levels of the surface's hash grid, which open one after another."""
         return self.sdf_field.grid.num_levels
 
-    def inv_s(self) -> Float[Tensor, ""]:
-        """Sharpness: 1 / beta of VolSDF's density, or NeuS's, of standard deviation pi / (sqrt(3) inv_s)."""
-        return torch.exp(10.0 * self.variance).clamp(1e-6, self.density.max_sharpness)
+    def inv_s(self, progress: Progress) -> Float[Tensor, ""]:
+        """Sharpness: 1 / beta of VolSDF's density, or NeuS's, of standard deviation pi / (sqrt(3) inv_s).
 
-    def sharpness_scalars(self) -> dict[str, float]:
+        Learned, unless the progress prescribes it.
+        """
+        if progress.inv_s is None:
+            sharpness = torch.exp(10.0 * self.variance)
+        else:
+            sharpness = torch.as_tensor(progress.inv_s, dtype=torch.float32, device=self.variance.device)
+        return sharpness.clamp(1e-6, self.density.max_sharpness)
+
+    def sharpness_scalars(self, progress: Progress) -> dict[str, float]:
         """For the history: ``inv_s``, and with VolSDF's density ``beta`` = 1 / inv_s beside it."""
-        inv_s = float(self.inv_s().detach())
+        inv_s = float(self.inv_s(progress).detach())
         return {"inv_s": inv_s} | ({"beta": 1.0 / inv_s} if self.config.density == "volsdf" else {})
 
-    def step_size(self) -> Float[Tensor, ""]:
+    def step_size(self, progress: Progress) -> Float[Tensor, ""]:
         """Marching step for the present sharpness, scene units; a tensor, so that no host waits for it."""
         config = self.config
-        step = (config.step_per_width / self.inv_s().detach()).clamp(config.min_step, config.max_step)
+        step = (config.step_per_width / self.inv_s(progress).detach()).clamp(config.min_step, config.max_step)
         # NaN becomes the shortest step, so that the trainer gets to see the bad step.
         return torch.nan_to_num(step, nan=config.min_step)
 
@@ -136,7 +143,7 @@ class NeuS(nn.Module):
         budget: Budget | None = None,
     ) -> tuple[RaySamples, int | Int64[Tensor, ""]]:
         """March, then drop what is hidden. Returns the samples and how many there were before dropping."""
-        step = self.step_size()
+        step = self.step_size(progress)
         if generator is None:
             jitter = torch.full_like(rays.near, 0.5)
         else:
@@ -151,7 +158,7 @@ class NeuS(nn.Module):
         if prunes and len(samples) > 0:
             sdf = self.query_sdf(samples.positions(rays), progress, None if budget is None else samples.count)
             samples = drop_hidden(
-                *(samples, sdf, self.inv_s().detach(), step, self.config.min_transmittance),
+                *(samples, sdf, self.inv_s(progress).detach(), step, self.config.min_transmittance),
                 *(self.config.density, self.backends.marching),
                 capacity=rendered,
             )
@@ -186,7 +193,7 @@ class NeuS(nn.Module):
         sdf = outputs[:, 0]
         cosine = (directions * normal).sum(dim=1)
         lengths = samples.t_ends - samples.t_starts
-        alpha = self.density.alpha(sdf, cosine, lengths, self.inv_s(), progress.cos_anneal)
+        alpha = self.density.alpha(sdf, cosine, lengths, self.inv_s(progress), progress.cos_anneal)
         weights = render_weights(alpha, samples.offsets, self.backends.compositing)
 
         values = torch.cat([rgb, torch.ones_like(rgb[:, :1])], dim=1)
@@ -228,7 +235,7 @@ class NeuS(nn.Module):
 
         def presence(positions: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
             distance = (self.query_sdf(positions, progress).abs() - half_diagonal).clamp(min=0.0)
-            return self.density.presence(distance, self.inv_s().detach())
+            return self.density.presence(distance, self.inv_s(progress).detach())
 
         self.occupancy.update(presence, generator, progress.fraction)
 

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from models import Model
 from systems.record import Run
 from systems.step import FIELDS, StepRecord
+from utils.types import Progress
 
 
 def memory_gib() -> float:
@@ -74,14 +75,14 @@ class Meter:
             return self.psnr
         return _mean_psnr(_columns(self._records))
 
-    def add(self, record: StepRecord, step: int, seconds: float, fraction: float) -> None:
+    def add(self, record: StepRecord, step: int, seconds: float, progress: Progress) -> None:
         """Take one step's record.
 
         Args:
             record: what the step reported.
             step: steps taken so far, this one included.
             seconds: training time so far.
-            fraction: of training done, 0..1.
+            progress: after it.
         """
         if seconds < self._latest:
             # The run was rolled back: what came before belongs to no row.
@@ -100,7 +101,7 @@ class Meter:
             "loss": float(column["loss"][-1]),
             "psnr": self.psnr,
             **{name: last.get(name, 0.0) for name in self._terms},
-            **self._model.sharpness_scalars(),
+            **self._model.sharpness_scalars(progress),
             "occupied": self._model.occupancy.share,
             "rays": int(column["num_rays"][-1]),
             "samples": int(column["num_samples"][-1]),
@@ -110,7 +111,7 @@ class Meter:
             "skipped": int((column["finite"] == 0).sum()),
         }
         self._run.scalars(step, values)
-        self._refresh_bar(values, step, seconds, fraction)
+        self._refresh_bar(values, step, seconds, progress.fraction)
 
     def _refresh_bar(self, values: dict[str, float], step: int, seconds: float, fraction: float) -> None:
         left = seconds / max(fraction, 1e-9) * (1.0 - fraction)

@@ -1,5 +1,6 @@
 """NeuS's training rules: which loss terms, how they are weighted, and what anneals when."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar
@@ -11,7 +12,7 @@ from torch import Tensor
 from process_data.batches import Priors
 from systems import losses, patch_losses
 from systems.photo_consistency import photo_consistency
-from systems.schedules import check_schedule, is_ever_on, value_at
+from systems.schedules import Schedule, check_schedule, is_ever_on, value_at
 from utils.errors import ConfigError
 from utils.types import Batch, Field, Progress, RenderOutput
 
@@ -114,6 +115,9 @@ class NeuSSystemConfig:
     """Width of its windows in pixels, odd."""
     cos_anneal_end: float = 0.1
     """Fraction of training after which NeuS's true cosine is used (0 = from the start)."""
+    inv_s: Any = None
+    """Sharpness of the density, 1 / scene units, prescribed instead of learned: a number, or a schedule of
+    [fraction, value] pairs, geometric between them."""
     initial_levels: float = 4.0
     """Hash-grid levels open at the start (coarse to fine)."""
     levels_start: float = 0.0
@@ -128,6 +132,8 @@ class NeuSSystemConfig:
         for key in ("cos_anneal_end", "levels_start", "levels_end"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"system.{key}: must lie in 0..1, got {getattr(self, key)}")
+        if self.inv_s is not None:
+            _check_sharpness(self.inv_s)
         if self.levels_start > self.levels_end:
             levels = f"levels_end {self.levels_end}, got {self.levels_start}"
             raise ValueError(f"system.levels_start: must not be above {levels}")
@@ -196,7 +202,9 @@ class NeuSSystem:
         weights = {name: value_at(getattr(config.loss, name), fraction) for name in self.terms}
         weights = {name: weight for name, weight in weights.items() if weight > 0}
         levels = first + opened * (self.num_levels - first)
-        return Progress(fraction, anneal, levels, weights, not GEOMETRY_TERMS.isdisjoint(weights))
+        learns = not GEOMETRY_TERMS.isdisjoint(weights)
+        inv_s = None if config.inv_s is None else math.exp(value_at(_logarithms(config.inv_s), fraction))
+        return Progress(fraction, anneal, levels, weights, learns, inv_s)
 
     def background_color(
         self, scene_color: Float[Tensor, "3"], generator: torch.Generator
@@ -295,6 +303,19 @@ class NeuSSystem:
         _, shifted = field(render.positions[first] + step * tangent)
         keep = None if render.is_sample is None else render.is_sample[first]
         return losses.curvature(gradient, shifted, tangent, step, keep)
+
+
+def _check_sharpness(schedule: Any) -> None:
+    check_schedule("system.inv_s", schedule)
+    values = [schedule] if isinstance(schedule, (int, float)) else [value for _, value in schedule]
+    if min(values) < 1e-3:
+        raise ValueError(f"system.inv_s: must be at least 1e-3, got {min(values):g}")
+
+
+def _logarithms(schedule: Schedule) -> Schedule:
+    if isinstance(schedule, (int, float)):
+        return math.log(schedule)
+    return [(fraction, math.log(value)) for fraction, value in schedule]
 
 
 # What is rendered against what was measured

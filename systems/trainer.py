@@ -373,7 +373,8 @@ class Trainer:
                         self.look_for_bad_steps(record)
                     self.step += 1
                     self.train_seconds += time.perf_counter() - start
-                    meter.add(record, self.step, self.train_seconds, self.fraction_done())
+                    progress = self.system.progress_at(self.fraction_done())
+                    meter.add(record, self.step, self.train_seconds, progress)
                     self._at_intervals(meter)
                     if stop.is_made:
                         raise KeyboardInterrupt

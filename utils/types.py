@@ -264,3 +264,5 @@ class Progress:
     """By name of the loss term. A term with weight 0 is not in here and not computed."""
     learns_from_geometry: bool = False
     """Whether a term looks at rendered depths or normals, which otherwise have no gradient."""
+    inv_s: float | Float[Tensor, ""] | None = None
+    """Prescribed sharpness of the density; ``None``: the learned one."""

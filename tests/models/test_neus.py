@@ -422,27 +422,40 @@ def test_rays_do_not_see_one_another() -> None:
 
 def test_sharpness_and_step() -> None:
     model = NeuS(small_config(inv_s=64.0), three_views(), CPU)
-    assert model.inv_s().item() == pytest.approx(64.0, rel=1e-4)
+    assert model.inv_s(DONE).item() == pytest.approx(64.0, rel=1e-4)
     for inv_s, step in ((10.0, 0.02), (64.0, 1 / 64), (80.0, 0.0125), (1e4, 0.01)):
         with torch.no_grad():
             model.variance.fill_(math.log(inv_s) / 10)
-        assert model.step_size() == pytest.approx(step, rel=1e-3)
+        assert model.step_size(DONE) == pytest.approx(step, rel=1e-3)
     with torch.no_grad():
         model.variance.fill_(50.0)
-    assert model.inv_s().item() == pytest.approx(1e6)
+    assert model.inv_s(DONE).item() == pytest.approx(1e6)
     with torch.no_grad():
         model.variance.fill_(math.nan)
-    assert model.step_size() == model.config.min_step
+    assert model.step_size(DONE) == model.config.min_step
+
+
+def test_a_prescribed_sharpness_is_not_learned() -> None:
+    model = sphere_model(inv_s=20.0)
+    prescribed = replace(DONE, inv_s=640.0)
+    assert model.inv_s(prescribed).item() == 640.0
+    assert model.sharpness_scalars(prescribed) == {"inv_s": 640.0}
+    rays = random_rays(20)
+    sharp = model.render(rays, prescribed, GREEN)
+    sharp.rgb.sum().backward()
+    assert model.variance.grad is None
+    learned = sphere_model(inv_s=640.0).render(rays, DONE, GREEN)
+    torch.testing.assert_close(sharp.opacity, learned.opacity, atol=1e-4, rtol=0)
 
 
 def test_sharpness_of_a_density_is_one_over_beta() -> None:
     model = sphere_model(inv_s=20.0, density="volsdf")
-    assert model.inv_s().item() == pytest.approx(20.0, rel=1e-5)
-    assert model.sharpness_scalars() == pytest.approx({"inv_s": 20.0, "beta": 0.05}, rel=1e-5)
+    assert model.inv_s(DONE).item() == pytest.approx(20.0, rel=1e-5)
+    assert model.sharpness_scalars(DONE) == pytest.approx({"inv_s": 20.0, "beta": 0.05}, rel=1e-5)
     with torch.no_grad():
         model.variance.fill_(50.0)
-    assert model.sharpness_scalars()["beta"] == pytest.approx(1e-4)
-    assert list(sphere_model().sharpness_scalars()) == ["inv_s"]
+    assert model.sharpness_scalars(DONE)["beta"] == pytest.approx(1e-4)
+    assert list(sphere_model().sharpness_scalars(DONE)) == ["inv_s"]
 
 
 def test_parameter_groups_hold_each_parameter_once() -> None:

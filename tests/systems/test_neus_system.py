@@ -71,6 +71,14 @@ def test_progress_is_a_pure_function() -> None:
     assert first[3] == NeuSSystem(system.config, 12, True).progress_at(0.3)
 
 
+def test_prescribed_sharpness_is_geometric_between_its_points() -> None:
+    assert system_of().progress_at(0.3).inv_s is None
+    assert system_of(inv_s=64).progress_at(0.3).inv_s == pytest.approx(64.0)
+    scheduled = system_of(inv_s=[[0.0, 20.0], [0.5, 2000.0]])
+    found = [scheduled.progress_at(fraction).inv_s for fraction in (0.0, 0.25, 0.5, 1.0)]
+    assert found == pytest.approx([20.0, 200.0, 2000.0, 2000.0])
+
+
 def test_annealing_of_no_length_is_over_at_once() -> None:
     progress = system_of(cos_anneal_end=0.0, levels_end=0.0).progress_at(0.0)
     assert (progress.cos_anneal, progress.active_levels) == (1.0, 12.0)
@@ -268,6 +276,8 @@ def test_background_color(name: Any, color: list[float] | None) -> None:
         ("system.loss.sparsity=[[0,1],[1,-1]]", "system.loss: a weight is negative"),
         ("system.loss={rgb_l1: 0, eikonal: 0, mask: 0}", "system.loss: all weights are 0"),
         ("system.cos_anneal_end=1.5", "system.cos_anneal_end"),
+        ("system.inv_s=0", "system.inv_s"),
+        ("system.inv_s=[[0,20],[0.5,-3]]", "system.inv_s"),
         ("system.levels_end=-0.1", "system.levels_end"),
         ("system.levels_start=0.5", "system.levels_start: must not be above levels_end 0.3"),
         ("model.sdf.taps=5", "model.sdf.taps: must be 4 or 6, got 5"),
