@@ -80,6 +80,32 @@ def test_two_triangles_stand_for_their_plane(tmp_path: Path):
     assert 1000 < report["accuracy_points"] < 2500
 
 
+def test_a_shifted_sphere_in_closed_form(tmp_path: Path):
+    radius, shift, centre = 9.0, 5.0, np.array([18.0, 18.0, 12.0])
+    # Fibonacci's points: evenly spread, 0.07 mm apart.
+    index = np.arange(200_000) + 0.5
+    height, angle = 1 - 2 * index / len(index), np.pi * (1 + 5**0.5) * index
+    ring = np.sqrt(1 - height**2)
+    directions = np.stack([ring * np.cos(angle), ring * np.sin(angle), height], axis=1)
+    write_truth(tmp_path, centre + radius * directions)
+    made = trimesh.creation.icosphere(subdivisions=5, radius=radius)
+    vertices = np.asarray(made.vertices) + centre + np.array([0.0, 0.0, shift])
+    write_mesh(tmp_path / "mesh.ply", TriangleMesh(vertices, np.asarray(made.faces, np.int64)))
+    report = evaluate_dtu(tmp_path / "mesh.ply", tmp_path, 7)
+
+    # A point at the cosine u off the shift is |sqrt(r^2 + 2 r s u + s^2) - r| away from the other sphere, and
+    # u is uniform in -1..1. The integral without the bars, and where it changes its sign:
+    def integral(u: float) -> float:
+        return (radius**2 + 2 * radius * shift * u + shift**2) ** 1.5 / (3 * radius * shift) - radius * u
+
+    turn = -shift / (2 * radius)
+    mean = 0.5 * (integral(1.0) + integral(-1.0) - 2 * integral(turn))
+    assert 0.9 * shift / 2 < mean < 1.1 * shift / 2
+    for name in ("accuracy", "completeness", "overall"):
+        # The 0.2 mm between points of the mesh are aside of the shift, which hides them.
+        assert report[name] == pytest.approx(mean, rel=0.01)
+
+
 def test_what_the_scanner_did_not_see_is_no_error_but_may_complete(tmp_path: Path):
     observed = np.ones([round(side) + 1 for side in SIZE], np.uint8)
     observed[20:] = 0
