@@ -116,7 +116,7 @@ class RayBatches:
 
         self.priors = Priors() if priors is None else priors
         self._rotations = scene.cameras.c2w[:, :, :3].to(self.device)
-        self._world_scale = float(torch.linalg.det(scene.world_from_scene[:3, :3])) ** (1 / 3)
+        self._world_scale = scene.world_scale
         self._depth = self._normal = self._points = None
         if self.priors.depth is not None:
             self._depth = _prior_map(scene, scene.depths, self.priors.depth, "depth").to(self.device)

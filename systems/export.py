@@ -34,7 +34,7 @@ from utils.mesh import (
     y_up_from,
 )
 from utils.mesh_report import mesh_report, observed_holes
-from utils.metrics import chamfer_distance
+from utils.metrics import compare_surfaces
 from utils.raster import contact_sheet
 from utils.types import Scene, TriangleMesh
 
@@ -128,8 +128,8 @@ class ExportReport:
     """Mesh files, then ``transform.json`` and ``mesh.png``."""
     mesh: dict[str, object]
     """:func:`utils.mesh_report.mesh_report` and :func:`utils.mesh_report.observed_holes`, in world units."""
-    geometry: dict[str, float] | None
-    """:func:`utils.metrics.chamfer_distance` to the reference mesh in world units; ``None`` without one."""
+    geometry: dict[str, float | None] | None
+    """:func:`utils.metrics.compare_surfaces` to the reference mesh in world units; ``None`` without one."""
     in_scene: TriangleMesh
     """The written surface in metric scene space."""
 
@@ -184,9 +184,9 @@ def export_mesh(
     write_png(picture, contact_sheet(in_scene))
     paths += [transform, picture]
 
-    report = ExportReport(
-        step, tuple(paths), mesh_report(mesh) | observed, _compare(mesh, scene.reference_mesh), in_scene
-    )
+    truth = scene.reference_mesh
+    geometry = None if truth is None else compare_surfaces(mesh, truth, scene.world_scale)
+    report = ExportReport(step, tuple(paths), mesh_report(mesh) | observed, geometry, in_scene)
     _log_report(report)
     return report
 
@@ -276,10 +276,6 @@ def _write_transform(
         raise ExportError(
             path, f"cannot be written ({error})", "check permissions and free disk space"
         ) from error
-
-
-def _compare(mesh: TriangleMesh, reference: TriangleMesh | None) -> dict[str, float] | None:
-    return None if reference is None else chamfer_distance(mesh, reference)
 
 
 def _log_report(report: ExportReport) -> None:

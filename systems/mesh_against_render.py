@@ -83,7 +83,7 @@ def compare_with_render(
     gaps = np.concatenate([np.abs(pair.difference[pair.in_both]) for pair in pairs])
     num_one = sum(int(pair.in_one.sum()) for pair in pairs)
     median, high = np.percentile(gaps, [50.0, 95.0]).tolist() if len(gaps) else (None, None)
-    world = float(np.cbrt(np.linalg.det(scene.world_from_scene[:3, :3].numpy())))
+    world = scene.world_scale
     only_one = num_one / max(num_one + len(gaps), 1)
     report: dict[str, object] = {
         "views": [scene.image_names[view] for view in views],

@@ -120,7 +120,7 @@ def observed_holes(mesh: TriangleMesh, scene: Scene) -> dict[str, object]:
         views += project(scene.cameras, view, positions)[2].numpy()
     is_observed[is_observed] = views >= min(MIN_VIEWS, len(scene.train_indices))
     found = np.unique(holes.labels[is_observed])
-    scale = float(np.cbrt(np.linalg.det(scene.world_from_scene[:3, :3].numpy())))
+    scale = scene.world_scale
     return {
         "observed_boundary_edges": int(is_observed.sum()),
         "observed_holes": len(found),

@@ -276,16 +276,36 @@ def evaluate_meshes(
         raise DataError(mesh_path, "has no faces", "give the mesh first and the points as --gt")
     centre = 0.5 * (truth.vertices.min(axis=0) + truth.vertices.max(axis=0))
     radius = float(np.linalg.norm(truth.vertices - centre, axis=1).max())
-    shares = {"0.5%": 0.005, "1%": 0.01, "2%": 0.02}
-    thresholds = tuple(share * radius for share in shares.values())
     try:
-        scores = chamfer_distance(mesh, truth, num_samples, seed, thresholds)
+        scores = compare_surfaces(mesh, truth, radius, num_samples, seed)
     except ValueError as error:
         raise DataError(f"{mesh_path}, {gt_path}", str(error), "give surfaces with an extent") from error
-    report: dict[str, object] = {"mesh": str(mesh_path), "gt": str(gt_path), "gt_radius": radius}
-    for name, value in scores.items():
-        if "@" not in name:
-            report[name] = value
+    return {"mesh": str(mesh_path), "gt": str(gt_path), "gt_radius": radius, **scores}
+
+
+def compare_surfaces(
+    mesh: TriangleMesh, truth: TriangleMesh, radius: float, num_samples: int = 200_000, seed: int = 0
+) -> dict[str, float | None]:
+    """Everything :func:`chamfer_distance` measures, and how it relates to the size of the whole.
+
+    Args:
+        mesh: the reconstruction.
+        truth: in the same units.
+        radius: the length that 100 % stands for, in these units.
+        num_samples: points on each surface.
+        seed: of the samples.
+
+    Returns:
+        The distances; precision, recall and F-score at 0.5 %, 1 % and 2 % of the radius (``fscore@0.5%``);
+        and each distance again as ``*_relative``, a share of the radius (``None`` if that is 0).
+
+    Raises:
+        ValueError: as :func:`chamfer_distance`.
+    """
+    shares = {"0.5%": 0.005, "1%": 0.01, "2%": 0.02}
+    thresholds = tuple(share * radius for share in shares.values())
+    scores = chamfer_distance(mesh, truth, num_samples, seed, thresholds)
+    report: dict[str, float | None] = {name: value for name, value in scores.items() if "@" not in name}
     for share, threshold in zip(shares, thresholds, strict=True):
         for name in ("precision", "recall", "fscore"):
             report[f"{name}@{share}"] = scores[f"{name}@{threshold:g}"]

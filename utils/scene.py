@@ -178,6 +178,11 @@ class Scene:
         assert not set(self.train_indices) & set(self.test_indices)
         assert self.world_from_scene.shape == (4, 4)
 
+    @property
+    def world_scale(self) -> float:
+        """World units per scene unit: the radius in the world of what is reconstructed."""
+        return float(torch.linalg.det(self.world_from_scene[:3, :3])) ** (1 / 3)
+
     def metric(self) -> "Scene":
         """The same scene without a warped space, for whoever looks at the world and not at the field."""
         return self if self.cameras.ndc is None else replace(self, cameras=replace(self.cameras, ndc=None))
