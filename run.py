@@ -69,12 +69,13 @@ def execute(args: argparse.Namespace, argv: list[str]) -> None:
     early = record.EarlyLog()
     backend.set_cpu_threads()
     backend.seed_everything(settings.seed)
-    scene = load_scene(preflight.dataset_to_load(settings))
+    scene = load_scene(preflight.dataset_to_load(settings, args.train))
     # Whatever can be refused is refused before there is a folder for it.
     model = build_model(settings.model, scene, device)
     system = SYSTEMS[settings.system.name][1](settings.system, model.num_levels, scene.masks is not None)
     if args.train:
-        preflight.check_priors(scene, system.priors)
+        preflight.check_priors(scene, system.priors, settings.trainer.max_rays)
+        system.check_training()
     if ckpt is not None:
         checkpoint.load_model(ckpt, model)
     # A checkpoint that was copied out of its run's folder starts a run of its own.
@@ -117,7 +118,7 @@ def look_at_data(args: argparse.Namespace) -> None:
         prepare(args.prepare, args.out, args.overrides)
         return
     settings, _ = load_settings(args)
-    scene = load_scene(preflight.dataset_to_load(settings))
+    scene = load_scene(preflight.dataset_to_load(settings, trains=False))
     if args.convert is not None:
         from process_data.writers import write_capture
 

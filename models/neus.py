@@ -18,7 +18,7 @@ from models.compositing import accumulate, render_weights
 from models.fields import RadianceConfig, RadianceField, SDFConfig, SDFField
 from models.marching import drop_hidden, march
 from models.occupancy import OccupancyConfig, OccupancyGrid, observable_cells
-from models.opacity import DENSITIES, DensityName
+from models.opacity import DENSITIES, MIN_BETA, DensityName
 from models.reflection import ReflectiveRadiance
 from utils.errors import ConfigError
 from utils.types import Budget, Progress, Rays, RaySamples, RenderOutput, Scene
@@ -64,8 +64,8 @@ class NeuSConfig:
             )
         if not 1e-3 <= self.initial_inv_s <= 1e5:
             raise ValueError(f"model.initial_inv_s: must lie in 1e-3..1e5, got {self.initial_inv_s}")
-        if not 1e-4 <= self.initial_beta <= 10:
-            raise ValueError(f"model.initial_beta: must lie in 1e-4..10, got {self.initial_beta}")
+        if not MIN_BETA < self.initial_beta <= 10:
+            raise ValueError(f"model.initial_beta: must lie in ({MIN_BETA}, 10], got {self.initial_beta}")
         if not 0 <= self.min_transmittance < 1:
             raise ValueError(f"model.min_transmittance: must lie in [0, 1), got {self.min_transmittance}")
 
@@ -87,7 +87,9 @@ class NeuS(nn.Module):
         head = ReflectiveRadiance if config.radiance.head == "reflection" else RadianceField
         self.radiance = head(config.radiance, self.sdf_field.output_width, backends)
         self.density = DENSITIES[config.density]
-        sharpness = config.initial_inv_s if config.density == "neus" else 1.0 / config.initial_beta
+        sharpness = (
+            config.initial_inv_s if config.density == "neus" else 1.0 / (config.initial_beta - MIN_BETA)
+        )
         # inv_s = exp(10 v) as in NeuS: Adam's steps on v change the sharpness by a factor, whatever its size.
         self.variance = nn.Parameter(torch.tensor(sharpness).log() / 10.0)
         self.background = Background(config.background, backends) if config.background.enabled else None
@@ -104,10 +106,11 @@ class NeuS(nn.Module):
         Learned, unless the progress prescribes it.
         """
         if progress.inv_s is None:
-            sharpness = torch.exp(10.0 * self.variance)
-        else:
-            sharpness = torch.as_tensor(progress.inv_s, dtype=torch.float32, device=self.variance.device)
-        return sharpness.clamp(1e-6, self.density.max_sharpness)
+            return self.density.bounded(torch.exp(10.0 * self.variance))
+        if isinstance(progress.inv_s, Tensor):
+            return progress.inv_s
+        # Filled on the device: a copy from the host would wait for it.
+        return torch.full((), progress.inv_s, device=self.variance.device)
 
     def sharpness_scalars(self, progress: Progress) -> dict[str, float]:
         """For the history: ``inv_s``, and with VolSDF's density ``beta`` = 1 / inv_s beside it."""

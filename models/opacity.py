@@ -24,6 +24,10 @@ DensityName = Literal["neus", "volsdf"]
 """A key of :data:`DENSITIES`."""
 
 
+MIN_BETA = 1e-4
+"""VolSDF's lower bound on beta, scene units."""
+
+
 @dataclass(frozen=True)
 class Density:
     """What a method does with signed distances."""
@@ -32,8 +36,8 @@ class Density:
     """sdf, cosine, lengths, sharpness, cos_anneal to opacities, see :func:`neus_alpha`."""
     presence: Callable[[Tensor, Tensor], Tensor]
     """sdf, sharpness to how much of a surface is there, 0..1, see :func:`logistic_presence`."""
-    max_sharpness: float
-    """The learned sharpness stays below this."""
+    bounded: Callable[[Tensor], Tensor]
+    """What is learned, in 0..infinity, to the sharpness."""
 
 
 def neus_alpha(
@@ -116,7 +120,8 @@ def laplace_presence(sdf: Float[Tensor, " P"], sharpness: Float[Tensor, ""]) -> 
 
 
 DENSITIES: dict[DensityName, Density] = {
-    "neus": Density(neus_alpha, logistic_presence, max_sharpness=1e6),
-    "volsdf": Density(volsdf_alpha, laplace_presence, max_sharpness=1e4),  # beta >= 1e-4, VolSDF's bound
+    "neus": Density(neus_alpha, logistic_presence, lambda sharpness: sharpness.clamp(1e-6, 1e6)),
+    # As in VolSDF's code the bound is added to beta, which a clamp would keep from ever learning again.
+    "volsdf": Density(volsdf_alpha, laplace_presence, lambda s: s / (1.0 + MIN_BETA * s)),
 }
 """By ``model.density``."""

@@ -8,6 +8,7 @@ uninterrupted one would have seen. Where a loss looks at patches, a batch begins
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import cv2
 import numpy as np
@@ -16,8 +17,8 @@ from jaxtyping import Float, Float16, Float32, Int32, Int64
 from torch import Tensor
 
 from process_data.cameras import RayGenerator, image_rays
-from process_data.patches import PatchSampler
-from process_data.photographs import WindowDrawer
+from process_data.patches import PatchSampler, check_patch_size
+from process_data.photographs import WindowDrawer, sources_or_error
 from utils.backend import restore_generator
 from utils.errors import ConfigError
 from utils.types import Batch, ImageStack, Scene
@@ -171,7 +172,8 @@ class RayBatches:
         views = self._views[slot]
         batch = Batch(self._ray_generator.rays(views, pixels), rgb, mask)
         if self._windows is not None:
-            batch = replace(batch, windows=self._windows.draw(batch.rays, pixels))
+            # Cut when a term asks for them: before its weight rises above 0 they would be in vain.
+            batch = replace(batch, windows=partial(self._windows.draw, batch.rays, pixels))
         return self._with_priors(batch, views, flat)
 
     def _with_priors(self, batch: Batch, views: Int64[Tensor, " R"], flat: Int64[Tensor, " R"]) -> Batch:
@@ -240,19 +242,29 @@ def _foreground_positions(
     return positions
 
 
-def check_priors(scene: Scene, priors: Priors) -> None:
-    """Make sure that the scene has what batches will have to bring along.
+def check_priors(scene: Scene, priors: Priors, max_rays: int) -> None:
+    """Make sure that the scene has what batches of at most ``max_rays`` will have to bring along.
 
     Raises:
-        ConfigError: it does not, or it is warped (``dataset.ndc``).
+        ConfigError: it does not, or it is warped (``dataset.ndc``); or a batch has no room for the patches.
     """
+    views = torch.tensor(scene.train_indices, dtype=torch.int64)
     if priors.depth is not None:
         _prior_map(scene, scene.depths, priors.depth, "depth")
     if priors.normal is not None:
         _prior_map(scene, scene.normals, priors.normal, "normal")
     if priors.points is not None:
-        views = torch.tensor(scene.train_indices, dtype=torch.int64)
         _sparse_points(scene, views, priors.points, priors.max_error)
+    if priors.patches is not None:
+        check_patch_size(scene, views, priors.patch_size, priors.patches)
+        wanted = priors.num_patches * priors.patch_size**2
+        if wanted > max_rays:
+            what = f"{max_rays} are fewer than the {wanted} rays of the patches"
+            remedy = f"set it to {wanted}, or system.num_patches or system.patch_size lower"
+            raise ConfigError("trainer.max_rays", what, remedy)
+    if priors.windows is not None:
+        _refuse_warped(scene, priors.windows)
+        sources_or_error(scene, scene.train_indices, priors.windows)
 
 
 def _refuse_warped(scene: Scene, key: str) -> None:

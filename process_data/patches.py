@@ -40,12 +40,8 @@ class PatchSampler:
         device: torch.device,
         key: str,
     ) -> None:
+        check_patch_size(scene, views, patch_size, key)
         size = scene.images.size[views]
-        smallest = int(size.amin(dim=1).argmin())
-        if int(size[smallest].min()) < patch_size:
-            name, (width, height) = scene.image_names[int(views[smallest])], size[smallest].tolist()
-            what = f"picture {name} has {width} x {height} pixels, less than a patch of {patch_size}"
-            raise ConfigError(key, what, f"set it to at most {min(width, height)}")
         self.patch_size, self.num_patches = patch_size, num_patches
         self._device = device
         self._starts, self._widths = starts.to(device), size[:, 0].to(device)
@@ -108,3 +104,17 @@ class PatchSampler:
 
     def _integers(self, end: int, generator: torch.Generator) -> Int64[Tensor, " P"]:
         return torch.randint(end, (self.num_patches,), generator=generator, device=self._device)
+
+
+def check_patch_size(scene: Scene, views: Int64[Tensor, " N"], patch_size: int, key: str) -> None:
+    """Make sure that patches fit into all of some pictures.
+
+    Raises:
+        ConfigError: into one they do not; it names ``key``, the config key of their size.
+    """
+    size = scene.images.size[views]
+    smallest = int(size.amin(dim=1).argmin())
+    if int(size[smallest].min()) < patch_size:
+        name, (width, height) = scene.image_names[int(views[smallest])], size[smallest].tolist()
+        what = f"picture {name} has {width} x {height} pixels, less than a patch of {patch_size}"
+        raise ConfigError(key, what, f"set it to at most {min(width, height)}")

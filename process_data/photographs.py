@@ -55,16 +55,7 @@ class WindowDrawer:
         Raises:
             ConfigError: the cameras have lenses that distort, or no view has a source view.
         """
-        if scene.cameras.lenses:
-            what = "looks into photographs through pinholes, and this capture's lenses distort"
-            raise ConfigError(key, what, "set it to 0, or undistort the capture")
-        sources = select_sources(scene.cameras, scene.points, views)
-        if (sources < 0).all():
-            what = (
-                f"no two of the {len(views)} training views see the scene's centre from directions "
-                f"{_ANGLES[0]:g} to {_ANGLES[1]:g} degrees apart"
-            )
-            raise ConfigError(key, what, "set it to 0, or hold out fewer views")
+        sources = sources_or_error(scene, views, key)
         device = generator.centers.device
         grey, starts = _grey_pictures(scene, views)
         rotations = scene.cameras.c2w[:, :, :3].double()
@@ -142,6 +133,26 @@ def select_sources(
         order = np.argsort(rank[row], kind="stable")
         best = order[is_good[row, order]][:MAX_SOURCES]
         sources[view, : len(best)] = chosen[best]
+    return sources
+
+
+def sources_or_error(scene: Scene, views: Sequence[int], key: str) -> npt.NDArray[np.int64]:
+    """Choose source views among some of a scene's, see :func:`select_sources`.
+
+    Raises:
+        ConfigError: the cameras have lenses that distort, or no view has a source view; it names ``key``, the
+            config key of the term that compares.
+    """
+    if scene.cameras.lenses:
+        what = "looks into photographs through pinholes, and this capture's lenses distort"
+        raise ConfigError(key, what, "set it to 0, or undistort the capture")
+    sources = select_sources(scene.cameras, scene.points, views)
+    if (sources < 0).all():
+        what = (
+            f"no two of the {len(views)} training views see the scene's centre from directions "
+            f"{_ANGLES[0]:g} to {_ANGLES[1]:g} degrees apart"
+        )
+        raise ConfigError(key, what, "set it to 0, or hold out fewer views")
     return sources
 
 

@@ -60,8 +60,8 @@ class SyntheticConfig:
     noise: float = 0.0
     """Standard deviation of the pixels' noise, sRGB 0..1: 0 to 0.5."""
     depths: Literal["none", "sensor", "monocular"] = "none"
-    """Provide depth maps: ``sensor``: exact, world units; ``monocular``: with a scale, a shift and a slight
-    smooth error of their own in each view."""
+    """Provide depth maps: ``sensor``: exact but for half precision (up to 0.002 scene units), world units;
+    ``monocular``: with a scale, a shift and a slight smooth error of their own in each view."""
     normals: bool = False
     """Provide exact normal maps."""
     num_points: int = 0

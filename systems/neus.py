@@ -60,11 +60,11 @@ class LossConfig:
     eikonal_near: Any = 0.0
     """The eikonal term at random points beside the samples with the largest weights. Typical: 0.01 to 0.1."""
     laplacian: Any = 0.0
-    """|Laplacian of the sdf| at the samples (Neuralangelo, equation 10; instant-nsr-pl). Typical: 5e-4
-    (theirs), falling as levels open."""
+    """|Laplacian of the sdf| at the samples, Neuralangelo's curvature loss (equation 10); with numerical
+    gradients it costs nothing more. Typical: 5e-4 (theirs), falling as levels open."""
     curvature: Any = 0.0
-    """|Laplacian| at the samples where gradients are numerical (Neuralangelo, equation 10), else normal
-    curvature along random tangents. Typical: 5e-4 (theirs), falling as levels open."""
+    """Normal curvature along random tangents at the samples (after PermutoSDF). Typical: 5e-4, falling as
+    levels open."""
     ssim: Any = 0.0
     """1 - structural similarity of patches (Wang et al. 2004). No weight has been measured yet; 3D Gaussian
     splatting (Kerbl et al. 2023) takes 0.25 of the L1 weight."""
@@ -95,13 +95,13 @@ class NeuSSystemConfig:
     sparse_points_per_step: int = 512
     """Points drawn for the sparse_points term."""
     free_space_points: int = 256
-    """Points that the free_space term looks at, one on each of a batch's first rays."""
+    """Points that the free_space term looks at, one on each of a batch's last rays."""
     random_points_per_step: int = 1024
     """Points of the eikonal_random term, and most samples that the eikonal_near, laplacian and curvature
-    terms look at (of numerical gradients the Laplacian costs nothing more, and is looked at everywhere)."""
+    terms look at (the Laplacian of numerical gradients is looked at everywhere)."""
     curvature_step: float = 0.01
     """Distance of the points that the laplacian and curvature terms compare, scene units: about a cell of the
-    finest level that matters."""
+    finest level that matters. Numerical gradients have a step of their own."""
     patch_size: int = 11
     """Pixels along a side of the patches that the ssim and lpips terms look at."""
     num_patches: int = 4
@@ -166,11 +166,19 @@ class NeuSSystem:
             if not has_masks and self._is_ever_on(name):
                 key = f"system.loss.{name}"
                 raise ConfigError(key, "needs masks", f"set dataset.apply_mask=true, or {key}=0")
-        if self._is_ever_on("lpips"):
-            patch_losses.check_lpips("system.loss.lpips", "system.patch_size", config.patch_size)
 
     def _is_ever_on(self, name: str) -> bool:
         return is_ever_on(getattr(self.config.loss, name))
+
+    def check_training(self) -> None:
+        """Make sure that everything a loss term needs is installed, which rendering does without.
+
+        Raises:
+            ConfigError: the ``lpips`` term is on, and its package missing or its patches too small.
+        """
+        if self._is_ever_on("lpips"):
+            size = self.config.patch_size
+            patch_losses.check_lpips("system.loss.lpips", "system.patch_size", size)
 
     @property
     def priors(self) -> Priors:
@@ -246,7 +254,7 @@ class NeuSSystem:
             "depth": lambda: _depth(render, batch),
             "depth_prior": lambda: _depth_prior(render, batch),
             "normal_prior": lambda: _normal_prior(render, batch),
-            "photo_consistency": lambda: photo_consistency(render, batch, _given(batch.windows), field),
+            "photo_consistency": lambda: photo_consistency(render, batch, _given(batch.windows)(), field),
             "eikonal_random": lambda: self._eikonal_random(field, generator),
             "eikonal_near": lambda: self._eikonal_near(render, field, generator),
             "laplacian": lambda: self._laplacian(render, field),
@@ -257,8 +265,9 @@ class NeuSSystem:
         return {name: terms[name]() for name in progress.loss_weights}
 
     def _free_space(self, batch: Batch, field: Field, generator: torch.Generator) -> Tensor:
-        first = slice(self.config.free_space_points)
-        rays, mask = batch.rays[first], _given(batch.mask)[first]
+        # The last ones: single rays, where patches lead a batch. That they are rendered is not needed.
+        last = slice(-self.config.free_space_points, None)
+        rays, mask = batch.rays[last], _given(batch.mask)[last]
         share = torch.rand(len(rays), generator=generator, device=generator.device)
         distance = torch.lerp(rays.near, rays.far, share)
         positions = torch.addcmul(rays.origins, rays.directions, distance[:, None])
@@ -285,7 +294,7 @@ class NeuSSystem:
     def _laplacian(self, render: RenderOutput, field: Field) -> Tensor:
         if render.laplacian is not None:
             return losses.laplacian(render.laplacian, render.is_sample)
-        # Rays come in random order, and so do the first ones' samples.
+        # Rays come in random order, and so do the first ones' samples (of patches, where there are any).
         first, step = slice(self.config.random_points_per_step), self.config.curvature_step
         positions = losses.axis_neighbours(render.positions[first], step)
         neighbours = field(positions.flatten(0, 1))[0].view(-1, 6)
@@ -293,8 +302,6 @@ class NeuSSystem:
         return losses.laplacian(losses.second_differences(render.sdf[first], neighbours, step), keep)
 
     def _curvature(self, render: RenderOutput, field: Field, generator: torch.Generator) -> Tensor:
-        if render.laplacian is not None:
-            return self._laplacian(render, field)
         # Rays come in random order, and so do the first ones' samples (of patches, where there are any).
         first, step = slice(self.config.random_points_per_step), self.config.curvature_step
         gradient = render.gradient[first]

@@ -23,6 +23,9 @@ _SWITCHES: dict[str, tuple[str, ...]] = {
     "trainer.optimizer.background": ("model.background.enabled",),
     "model.occupancy.hull_tolerance": ("dataset.apply_mask",),
     "dataset.depth_unit": _DEPTH_TERMS,
+    "dataset.depths": _DEPTH_TERMS,
+    "dataset.normals": ("system.loss.normal_prior",),
+    "dataset.num_points": ("system.loss.sparse_points", "system.loss.photo_consistency"),
     "system.sparsity_scale": ("system.loss.sparsity",),
     "system.sparse_max_error": ("system.loss.sparse_points",),
     "system.sparse_points_per_step": ("system.loss.sparse_points",),
@@ -37,6 +40,7 @@ _SWITCHES: dict[str, tuple[str, ...]] = {
     "system.near_std": ("system.loss.eikonal_near",),
     "system.consistency_rays": ("system.loss.photo_consistency",),
     "system.consistency_patch": ("system.loss.photo_consistency",),
+    "system.background": ("dataset.apply_mask",),
     "trainer.strict": ("trainer.learning_step", "trainer.health_step"),
     "test.fps": ("test.video",),
     "test.video_scale": ("test.video",),
@@ -51,10 +55,14 @@ _VAIN: dict[str, tuple[str, object, str]] = {
     "model.initial_beta": ("model.density", "neus", "volsdf"),
     "model.initial_inv_s": ("model.density", "volsdf", "neus"),
     "system.cos_anneal_end": ("model.density", "volsdf", "neus"),
+    "system.curvature_step": ("model.sdf.gradient", "numerical", "analytic"),
     "model.sdf.taps": ("model.sdf.gradient", "analytic", "numerical"),
     "trainer.optimizer.final_ratio": ("trainer.optimizer.decay", "constant", "exponential"),
 }
 """A key without effect where another one has this value, and what that one would have to be."""
+
+_LEARNED = ("model.initial_inv_s", "model.initial_beta", "trainer.optimizer.variance")
+"""Keys of the learned sharpness."""
 
 
 def check_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> None:
@@ -75,6 +83,10 @@ def check_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> None:
             is_flag = isinstance(_value_at(tree, known[0]), bool)
             remedy = f"set {known[0]}=true" if is_flag else f"give {' or '.join(known)} a value above 0"
             raise ConfigError(key, f"has no effect while {_off(tree, known)}", f"{remedy}, or leave it out")
+        if key in _LEARNED and _value_at(tree, "system.inv_s") is not None:
+            raise ConfigError(
+                key, "has no effect while system.inv_s prescribes the sharpness", "leave one of the two out"
+            )
         if key in _VAIN:
             other, value, wanted = _VAIN[key]
             if _value_at(tree, other) == value:
@@ -82,8 +94,12 @@ def check_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> None:
                 raise ConfigError(key, what, f"set {other}={wanted}, or leave it out")
 
 
-def dataset_to_load(settings: Any) -> Any:
+def dataset_to_load(settings: Any, trains: bool) -> Any:
     """The dataset's config, in which ``use_priors`` says whether a loss term looks at depths or normals.
+
+    Args:
+        settings: the whole config.
+        trains: whether there is training; nothing else looks at them.
 
     Raises:
         ConfigError: priors are asked for that no term looks at, or left out that one needs.
@@ -91,6 +107,8 @@ def dataset_to_load(settings: Any) -> Any:
     dataset = settings.dataset
     if "use_priors" not in {field.name for field in fields(dataset)}:
         return dataset
+    if not trains:
+        return replace(dataset, use_priors=False)
     terms = [key for key in _PRIOR_TERMS if _is_on(settings.tree, key)]
     key = "dataset.use_priors"
     if dataset.use_priors and not terms:

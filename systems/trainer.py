@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from models import Model
-from process_data.batches import RayBatches
+from process_data.batches import RayBatches, check_priors
 from systems import checkpoint
 from systems.adam import Adam
 from systems.device_step import DeviceStep
@@ -31,7 +31,7 @@ from systems.step import FIELDS, Forward, Judgement, StepRecord
 from systems.stop import StopRequest
 from utils.backend import restore_generator
 from utils.config import Config
-from utils.errors import ConfigError, TrainingError
+from utils.errors import TrainingError
 from utils.types import Budget, Scene
 
 log = logging.getLogger(__name__)
@@ -149,15 +149,12 @@ class Trainer:
         self.config: TrainerConfig = config.trainer
         self.full_config = config
         self.scene, self.model, self.system, self.run, self.device = scene, model, system, run, device
+        check_priors(scene, system.priors, self.config.max_rays)
         self.batches = RayBatches(
             *(scene, None, device, config.seed, self.config.foreground_share),
             priors=system.priors,
         )
         self.min_rays = max(1, self.batches.num_patch_rays)
-        if self.min_rays > self.config.max_rays:
-            what = f"{self.config.max_rays} are fewer than the {self.min_rays} rays of the patches"
-            remedy = f"set it to {self.min_rays}, or system.num_patches or system.patch_size lower"
-            raise ConfigError("trainer.max_rays", what, remedy)
         self.generator = torch.Generator(device).manual_seed(config.seed + 1)
         color = torch.tensor(scene.background_color, device=device)
         self.forward = Forward(self.batches, model, system, self.generator, color)

@@ -47,18 +47,18 @@ def test_a_gpu_gets_larger_steps_and_little_memory_smaller_ones() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("path", [path for path in CONFS if path.stem.startswith("neuralangelo")], ids=str)
-def test_curvature_falls_as_the_taps_draw_nearer(path: Path, device: str) -> None:
+def test_the_laplacian_term_falls_as_the_taps_draw_nearer(path: Path, device: str) -> None:
     """Its weight is 5e-4 while the first levels are open, then falls with the grid's growth (section 3.3)."""
     config = load_config(path, (), sections(), device)
     grid = config.model.sdf.hash_grid
     system = NeuSSystem(config.system, grid.num_levels, has_masks=True)
     start, end = config.system.levels_start, config.system.levels_end
     assert (config.model.sdf.gradient, config.trainer.optimizer.weight_decay) == ("numerical", 0.01)
-    assert "curvature" not in system.progress_at(0.0).loss_weights
+    assert "laplacian" not in system.progress_at(0.0).loss_weights
     for share in (0.0, 0.1, 0.25, 0.4, 0.5, 0.7, 0.9, 1.0):
         progress = system.progress_at(start + share * (end - start))
         assert progress.active_levels == pytest.approx(4 + share * (grid.num_levels - 4))
         expected = 5e-4 / grid.growth ** (progress.active_levels - 4)
         # Straight lines between points two or three levels apart.
-        assert progress.loss_weights["curvature"] == pytest.approx(expected, rel=0.12)
-    assert system.progress_at(1.0).loss_weights["curvature"] == pytest.approx(expected, rel=0.01)
+        assert progress.loss_weights["laplacian"] == pytest.approx(expected, rel=0.12)
+    assert system.progress_at(1.0).loss_weights["laplacian"] == pytest.approx(expected, rel=0.01)

@@ -129,6 +129,7 @@ class Named:
 @dataclass(frozen=True)
 class Plain:
     max_steps: int = 10
+    max_rays: int = 96
 
 
 SCENE = SimpleNamespace(masks=None)
@@ -137,7 +138,9 @@ MODEL = SimpleNamespace(num_levels=4)
 
 def make_system(config: Any, num_levels: int, has_masks: bool) -> SimpleNamespace:
     assert (num_levels, has_masks) == (4, False)
-    return SimpleNamespace(progress_at=lambda fraction: f"progress {fraction}", priors=None)
+    return SimpleNamespace(
+        progress_at=lambda fraction: f"progress {fraction}", priors=None, check_training=lambda: None
+    )
 
 
 class Rooms:
@@ -179,8 +182,8 @@ class Rooms:
         if "seed=13" in overrides:
             raise ConfigError("seed", "brings bad luck", "take another")
 
-    def check_priors(self, scene: Any, priors: Any) -> None:
-        assert (scene, priors) == (SCENE, None)
+    def check_priors(self, scene: Any, priors: Any, max_rays: int) -> None:
+        assert (scene, priors, max_rays) == (SCENE, None, 96)
         if self.refusal is not None:
             raise self.refusal
 
@@ -228,7 +231,7 @@ def rooms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Rooms]:
             "export": SimpleNamespace(ExportConfig=Plain),
             "preflight": SimpleNamespace(
                 check_overrides=fake.check_overrides,
-                dataset_to_load=lambda settings: settings.dataset,
+                dataset_to_load=lambda settings, trains: settings.dataset,
                 check_priors=fake.check_priors,
             ),
             "record": SimpleNamespace(

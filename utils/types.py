@@ -110,7 +110,7 @@ class Batch:
     another in the first ``num_patches * patch_size ** 2`` rays."""
     num_patches: int = 0
     """0: all rays are drawn one by one."""
-    windows: Windows | None = None
+    windows: Callable[[], Windows] | None = None
     """Around the pixels of the first rays, to be found again in other views."""
 
     def __post_init__(self) -> None:
@@ -120,7 +120,6 @@ class Batch:
         assert self.mask is None or self.mask.shape == (r,)
         assert self.depth is None or self.depth.shape == (r,)
         assert self.normal is None or self.normal.shape == (r, 3)
-        assert self.windows is None or len(self.windows) <= r
 
     def patches(self, rgb: Float[Tensor, "R 3"]) -> Float[Tensor, "num_patches patch_size patch_size 3"]:
         """Colours of the patches' pixels, taken from one for each ray."""

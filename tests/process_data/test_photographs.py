@@ -92,7 +92,7 @@ def test_views_that_share_points_come_first() -> None:
 
 def windows_of(batch: Batch) -> Windows:
     assert batch.windows is not None
-    return batch.windows
+    return batch.windows()
 
 
 def test_windows_hold_the_neighbouring_pixels_and_their_rays() -> None:

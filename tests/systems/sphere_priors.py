@@ -69,9 +69,9 @@ def rows_of(batch: Batch, rows: Tensor) -> Batch:
         for name, values in vars(batch).items()
     }
     rays = Rays(**{name: values[rows] for name, values in vars(batch.rays).items()})
-    windows = batch.windows
-    if windows is not None:
-        # All rays have one here, and those that are chosen keep theirs.
-        own = {name: v[rows] if isinstance(v, Tensor) else v for name, v in vars(windows).items()}
-        windows = Windows(**own)
-    return Batch(**{**chosen, "rays": rays, "windows": windows})
+    if batch.windows is None:
+        return Batch(**{**chosen, "rays": rays})
+    # All rays have one here, and those that are chosen keep theirs.
+    every = vars(batch.windows())
+    own = Windows(**{name: v[rows] if isinstance(v, Tensor) else v for name, v in every.items()})
+    return Batch(**{**chosen, "rays": rays, "windows": lambda: own})

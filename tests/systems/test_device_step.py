@@ -40,7 +40,7 @@ from utils.types import Batch, Budget, RenderOutput
 
 FIXED = "trainer.buffers=fixed"
 NUMERICAL = (
-    *("model.sdf.gradient=numerical", "system.loss.curvature=1e-3", "trainer.optimizer.weight_decay=0.01"),
+    *("model.sdf.gradient=numerical", "system.loss.laplacian=1e-3", "trainer.optimizer.weight_decay=0.01"),
     "system.initial_levels=2",
 )
 """Neuralangelo's settings."""
@@ -62,7 +62,7 @@ EVERY_TERM = (
     "system.loss={opacity: 0.1, sparsity: 0.1, rgb_l2: 1, rgb_charbonnier: 1, sparse_points: 1, depth: 1}",
     "system.loss={depth_prior: 1, normal_prior: 0.1, eikonal_random: 0.1, curvature: 1e-3}",
     "system.loss={photo_consistency: 0.5, laplacian: 1e-4, eikonal_near: 0.1}",
-    *("system.consistency_rays=6000", "system.consistency_patch=3", "system.inv_s=[[0,20],[1,200]]"),
+    *("system.consistency_rays=6000", "system.consistency_patch=3", "system.inv_s=[[0,19],[1,21]]"),
     # Of two batches with fewer samples the random numbers would differ.
     *("system.random_points_per_step=16", "system.sparse_points_per_step=16"),
 )

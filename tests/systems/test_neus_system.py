@@ -330,25 +330,25 @@ def test_schedules_come_through_the_config() -> None:
 # Numerical gradients
 
 
-NUMERICAL = ("model.sdf.gradient=numerical", "system.loss.curvature=1e-4")
+NUMERICAL = ("model.sdf.gradient=numerical", "system.loss.laplacian=1e-4")
 
 
 @pytest.mark.parametrize("taps", [4, 6])
-def test_curvature_is_the_laplacian_where_there_is_one(taps: int, seen: Seen) -> None:
+def test_the_laplacian_of_the_taps_is_taken_where_there_is_one(taps: int, seen: Seen) -> None:
     _, batch, progress, field = seen
     model = tiny_model(tiny_config(*NUMERICAL, f"model.sdf.taps={taps}"))
     render = model.render(batch.rays, progress, torch.ones(3))
     assert render.laplacian is not None
     generator = torch.Generator().manual_seed(1)
     state = generator.get_state()
-    alone = replace(progress, loss_weights={"curvature": 1.0})
-    found = system_of().loss_terms(render, batch, alone, field, generator)["curvature"]
+    alone = replace(progress, loss_weights={"laplacian": 1.0})
+    found = system_of().loss_terms(render, batch, alone, field, generator)["laplacian"]
     assert torch.equal(generator.get_state(), state)
     assert float(found.detach()) == pytest.approx(float(render.laplacian.abs().mean().detach()), rel=1e-5)
     half = torch.arange(len(render.sdf)) % 2 == 0
     found = system_of().loss_terms(replace(render, is_sample=half), batch, alone, field, generator)
     expected = float(render.laplacian[half].abs().mean().detach())
-    assert float(found["curvature"].detach()) == pytest.approx(expected, rel=1e-5)
+    assert float(found["laplacian"].detach()) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("buffers", ["packed", "fixed"])

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -77,7 +78,7 @@ def batch_of(scene: Scene, width: int = 11, num_rays: int = 60) -> Batch:
     rays = rays_from_pixels(scene.cameras, views, pixels)
     generator = RayGenerator.from_cameras(scene.cameras)
     drawer = WindowDrawer.from_scene(scene, scene.train_indices, "key", num_rays, width, generator)
-    return Batch(rays, torch.zeros(num_rays, 3), None, windows=drawer.draw(rays, pixels))
+    return Batch(rays, torch.zeros(num_rays, 3), None, windows=partial(drawer.draw, rays, pixels))
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def batch() -> Batch:
 
 def windows_of(batch: Batch) -> Windows:
     assert batch.windows is not None
-    return batch.windows
+    return batch.windows()
 
 
 def on_plane(batch: Batch, axis: Tensor = AXIS, height: float = 0.0) -> Tensor:

@@ -103,45 +103,65 @@ def settings(use_priors: bool | None, **losses: object) -> Settings:
 
 
 def test_priors_are_loaded_where_a_term_looks_at_them() -> None:
-    assert dataset_to_load(settings(None, depth=0.0, depth_prior=0.1)).use_priors is True
-    assert dataset_to_load(settings(None, normal_prior=[[0, 0.1], [1, 0]])).use_priors is True
-    assert dataset_to_load(settings(None, depth=0.0, mask=1.0)).use_priors is False
-    assert dataset_to_load(settings(True, depth=0.1)).use_priors is True
+    assert dataset_to_load(settings(None, depth=0.0, depth_prior=0.1), True).use_priors is True
+    assert dataset_to_load(settings(None, normal_prior=[[0, 0.1], [1, 0]]), True).use_priors is True
+    assert dataset_to_load(settings(None, depth=0.0, mask=1.0), True).use_priors is False
+    assert dataset_to_load(settings(True, depth=0.1), True).use_priors is True
     with pytest.raises(
         ConfigError, match=r"^dataset\.use_priors: no loss term looks at depth or normal maps"
     ):
-        dataset_to_load(settings(True, depth=0.0, depth_prior=[[0, 0], [1, 0]]))
+        dataset_to_load(settings(True, depth=0.0, depth_prior=[[0, 0], [1, 0]]), True)
     with pytest.raises(
         ConfigError, match=r"^dataset\.use_priors: leaves out the maps that system\.loss\.depth"
     ):
-        dataset_to_load(settings(False, depth=0.1))
+        dataset_to_load(settings(False, depth=0.1), True)
     synthetic = tiny_config()
-    assert dataset_to_load(synthetic) is synthetic.dataset
+    assert dataset_to_load(synthetic, True) is synthetic.dataset
+
+
+def test_without_training_nobody_looks_at_priors() -> None:
+    for use_priors in (None, True, False):
+        assert dataset_to_load(settings(use_priors, depth=0.1), False).use_priors is False
+        assert dataset_to_load(settings(use_priors, depth=0.0), False).use_priors is False
 
 
 def test_missing_priors_are_refused_and_present_ones_are_not() -> None:
     everything = Priors(depth="key.depth", normal="key.normal", points="key.points")
-    check_priors(scene_with_priors(), everything)
-    check_priors(tiny_scene(), Priors())
+    check_priors(scene_with_priors(), everything, 96)
+    check_priors(tiny_scene(), Priors(), 96)
     for kind, lacking in (("depth", "depths"), ("normal", "normals"), ("points", "points")):
         with pytest.raises(ConfigError, match=rf"^key\.{kind}: "):
-            check_priors(replace(scene_with_priors(), **{lacking: None}), everything)
+            check_priors(replace(scene_with_priors(), **{lacking: None}), everything, 96)
 
 
-def test_a_run_that_cannot_be_leaves_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["system.loss.depth=0.1"], "system.loss.depth"),
+        (["system.loss.sparse_points=0.1"], "system.loss.sparse_points"),
+        (["model.background.far=50"], "model.background.far"),
+        (["system.inv_s=50", "trainer.optimizer.variance=0.1"], "trainer.optimizer.variance"),
+        (["system.loss.ssim=0.5"], "trainer.max_rays"),
+        (["system.loss.ssim=0.5", "system.patch_size=33", "trainer.max_rays=9999"], "system.patch_size"),
+        (
+            ["system.loss.photo_consistency=1", "dataset.num_images=2", "dataset.holdout=[1]"],
+            "system.loss.photo_consistency",
+        ),
+    ],
+)
+def test_a_run_that_cannot_be_leaves_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], key: str
+) -> None:
     tiny = str(Path(__file__).with_name("tiny.yaml"))
-    for override, key in (
-        ("system.loss.depth=0.1", "system.loss.depth"),
-        ("system.loss.sparse_points=0.1", "system.loss.sparse_points"),
-        ("model.background.far=50", "model.background.far"),
-    ):
-        command = ["--config", tiny, "--train", "--device", "cpu", "--outputs_dir", str(tmp_path / "o")]
-        assert run.main([*command, override]) == 2
-        assert capsys.readouterr().err.splitlines()[-1].startswith(f"run.py: {key}: ")
+    command = ["--config", tiny, "--train", "--device", "cpu", "--outputs_dir", str(tmp_path / "o")]
+    assert run.main([*command, *overrides]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"run.py: {key}: ")
     assert not (tmp_path / "o").exists()
 
 
 def test_load_config_is_enough_for_the_rules() -> None:
     config = load_config(CONFS / "neus-dtu.yaml", ["model.background.far=50"], SECTIONS)
     check_overrides(config.tree, ["model.background.far=50"])
-    assert dataset_to_load(SimpleNamespace(dataset=config.dataset, tree=config.tree)).use_priors is False
+    assert (
+        dataset_to_load(SimpleNamespace(dataset=config.dataset, tree=config.tree), True).use_priors is False
+    )

@@ -35,7 +35,7 @@ from systems.sweep.table import means_table, runs_table, write_tables
 from systems.sweep.xlsx import Cell, write_xlsx
 from utils.errors import BackendError, ConfigError, UserError
 from utils.images import write_png
-from utils.metrics import chamfer_distance
+from utils.metrics import compare_surfaces
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -267,7 +267,7 @@ def sweep_with(launcher: Any, path: Path, outputs: Path, *overrides: str) -> int
 def test_from_a_file_to_tables_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two real trainings, the second of which is interrupted at first."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(export, "chamfer_distance", partial(chamfer_distance, num_samples=500))
+    monkeypatch.setattr(export, "compare_surfaces", partial(compare_surfaces, num_samples=500))
     path = written(
         tmp_path,
         "common: {trainer.max_steps: 4, test.video: false, export.resolution: 16, dataset.num_images: 5}",
