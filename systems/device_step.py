@@ -157,7 +157,7 @@ class DeviceStep:
         ]
         finite = all_finite([judgement.loss.detach(), *(gradient for group in groups for gradient in group)])
         if self._clip_norm > 0:
-            for gradients in groups:
+            for gradients in filter(None, groups):  # a prescribed sharpness has no gradient
                 clip_norm(gradients, self._clip_norm)
         self._optimizer.step(finite)
         self.bad_steps.copy_(torch.where(finite, 0, self.bad_steps + 1))
