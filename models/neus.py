@@ -45,9 +45,9 @@ class NeuSConfig:
     """How opacity follows from signed distance: by NeuS's law or by VolSDF's."""
     initial_inv_s: float = 20.0
     """Sharpness of NeuS's logistic density at the start: its width is about 1.8 / inv_s scene units."""
-    initial_beta: float = 0.02
+    initial_beta: float = 0.01
     """Scale of VolSDF's Laplace density at the start, scene units. VolSDF's own 0.1 is for runs of hours: in
-    short ones beta grows while the shape is still wrong, and does not come down in time."""
+    short ones the shape settles in the haze, and beta stays."""
     min_step: float = 0.0034
     """Shortest marching step, scene units (instant-nsr-pl: 2 sqrt(3) / 1024)."""
     max_step: float = 0.0136
