@@ -17,6 +17,7 @@ from models import build_model
 from process_data import load_scene
 from run import sections
 from systems import SYSTEMS
+from systems.preflight import dataset_to_load
 from systems.record import Run
 from systems.trainer import Trainer
 from utils.backend import seed_everything
@@ -280,9 +281,10 @@ _scenes: dict[str, Scene] = {}
 
 def _scene_of(config: Config) -> Scene:
     """The config's capture; loaded once, nobody changes it."""
-    key = repr(config.dataset)
+    dataset = dataset_to_load(config)
+    key = repr(dataset)
     if key not in _scenes:
-        _scenes[key] = load_scene(config.dataset)
+        _scenes[key] = load_scene(dataset)
     return _scenes[key]
 
 

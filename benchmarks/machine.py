@@ -8,6 +8,7 @@ import torch
 
 from process_data import load_scene
 from run import sections
+from systems.preflight import dataset_to_load
 from utils.backend import seed_everything, set_cpu_threads
 from utils.config import Config, load_config
 from utils.types import Scene
@@ -33,4 +34,4 @@ def load(path: str, *overrides: str) -> tuple[Config, Scene]:
     config = load_config(path, overrides, sections())
     set_cpu_threads()
     seed_everything(config.seed)
-    return config, load_scene(config.dataset)
+    return config, load_scene(dataset_to_load(config))

@@ -39,7 +39,7 @@ class CaptureConfig:
     """Load masks: masks/NAME.png, masks/NAME.jpg.png, NAME_mask.png or the pictures' alpha channels."""
     use_priors: bool | None = None
     """Load depth and normal maps: depth/NAME.npy (.png, .tif), NAME_depth.npy or what the format names, and
-    the same with normal; null: if a loss term looks at them."""
+    the same with normal; null: not, but run.py makes it true if a loss term looks at them."""
     depth_unit: float | None = None
     """World units per unit stored in depth maps, above 0: 0.001 for millimetres in a world of metres; null:
     1, but for pictures of whole numbers (png) it must be given."""
@@ -117,8 +117,8 @@ def build_scene(capture: Capture, config: CaptureConfig) -> Scene:
         views = with_masks(capture.root, views)
     elif any(find_masks(capture.root, [views[0].image_path])):
         LOG.info("there are masks, which are not used; dataset.apply_mask=true uses them")
-    has_priors = config.use_priors is not False
-    views = with_priors(capture.root, views) if has_priors else without_priors(views)
+    choose = with_priors if config.use_priors else without_priors
+    views = choose(capture.root, views)
     sizes = [_downscaled(size, config.img_downscale) for size in file_sizes]
     images, masks = load_pictures(
         views, file_sizes, sizes, config.apply_mask, config.background, config.memory

@@ -43,8 +43,15 @@ def with_priors(root: Path, views: Sequence[View]) -> tuple[View, ...]:
     )
 
 
-def without_priors(views: Sequence[View]) -> tuple[View, ...]:
-    """The same views without the maps that they name."""
+def without_priors(root: Path, views: Sequence[View]) -> tuple[View, ...]:
+    """The same views without the maps that they name; maps of the first one are mentioned in the log."""
+    first = with_priors(root, views[:1])[0]
+    if first.depth_path is not None:
+        terms = "system.loss.depth or system.loss.depth_prior above 0"
+        LOG.info("there are depth maps, which are not used; %s uses them", terms)
+    if first.normal_path is not None:
+        terms = "system.loss.normal_prior above 0"
+        LOG.info("there are normal maps, which are not used; %s uses them", terms)
     return tuple(replace(view, depth_path=None, normal_path=None) for view in views)
 
 
@@ -59,7 +66,8 @@ def load_depths(
         unit: world units per stored unit; ``None``: 1, and refused for pictures of whole numbers.
 
     Raises:
-        DataError: a map is unreadable, of the wrong shape, not finite or beyond half precision.
+        DataError: a map is unreadable, of the wrong shape, not finite or beyond half precision; or nothing
+            is known in any.
         ConfigError: the unit is needed.
     """
 
@@ -73,7 +81,7 @@ def load_normals(views: Sequence[View], sizes: Sequence[tuple[int, int]]) -> Ima
     """Read normal maps at the pictures' training sizes, unit or zero; ``None`` unless all views have one.
 
     Raises:
-        DataError: a map is unreadable, of the wrong shape or not finite.
+        DataError: a map is unreadable, of the wrong shape or not finite; or nothing is known in any.
     """
 
     def read(path: Path, size: tuple[int, int]) -> Float32[np.ndarray, "H W C"]:
@@ -97,15 +105,32 @@ def _load(
     counts = size.prod(dim=1)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)[:-1]])
     pixels = torch.empty(int(counts.sum()), channels, dtype=torch.float16)
+    is_known = np.zeros(len(paths), bool)
 
     def load(index: int) -> None:
         start = int(offsets[index])
         values = np.ascontiguousarray(read(Path(str(paths[index])), sizes[index]), np.float16)
+        is_known[index] = values.any()
         pixels[start : start + int(counts[index])] = torch.from_numpy(values).view(-1, channels)
 
     map_in_threads(load, range(len(paths)), "priors")
+    if not is_known.any():
+        # Such maps would leave their loss term at 0 for the whole training.
+        raise _nothing_known(Path(str(paths[0])), channels)
     LOG.info("%s maps: %d files such as %s", "depth" if channels == 1 else "normal", len(paths), paths[0])
     return ImageStack(pixels, size, offsets)
+
+
+def _nothing_known(path: Path, channels: int) -> DataError:
+    if channels == 1:
+        what = "no depth map holds a value above 0"
+        remedy = (
+            "check dataset.depth_unit, that depths are positive, and how much is known at img_downscale=1"
+        )
+    else:
+        what = "no normal map holds a direction, all are 0 0 0 or grey"
+        remedy = "write them as -1..1 or as colours"
+    return DataError(path, what, f"{remedy}, or leave out the loss terms that look at the maps")
 
 
 def _read_array(path: Path, remedy: str) -> npt.NDArray[np.generic]:
@@ -136,7 +161,7 @@ def _checked(
     except (TypeError, ValueError) as error:
         raise DataError(path, f"does not hold numbers ({error})", remedy) from error
     if not np.isfinite(numbers).all():
-        raise DataError(path, "holds values that are not finite", remedy)
+        raise DataError(path, "holds values that are not finite", "write 0 where nothing is known")
     return numbers
 
 

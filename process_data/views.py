@@ -6,6 +6,7 @@ Everything here is float64, in world units and in pixels of the full-size pictur
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -138,13 +139,24 @@ def list_pictures(folder: Path, layout: str) -> list[Path]:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The pictures directly in a folder that exists, in natural order; hidden files do not count."""
+    """The pictures directly in a folder that exists, in natural order; hidden files and maps do not count."""
     found = [
         path
         for path in folder.iterdir()
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
     ]
-    return sorted(found, key=natural_key)
+    return sorted(without_maps(found), key=natural_key)
+
+
+def without_maps(paths: Iterable[Path]) -> list[Path]:
+    """Leave out ``NAME_depth.png`` and ``NAME_normal.png`` beside a ``NAME.png``; see :func:`find_maps`."""
+    names = {path: str(path.with_suffix("")).lower() for path in paths}
+    known = set(names.values())
+    return [
+        path
+        for path, name in names.items()
+        if not any(name.endswith(end) and name.removesuffix(end) in known for end in ("_depth", "_normal"))
+    ]
 
 
 def find_picture(path: Path) -> Path | None:

@@ -27,7 +27,16 @@ from jaxtyping import Float64
 
 from process_data.capture import CaptureConfig, build_scene
 from process_data.formats.colmap_model import REMEDY, ColmapModel, choose_model
-from process_data.views import Capture, View, checked_pose, find_masks, find_picture, find_root, natural_key
+from process_data.views import (
+    Capture,
+    View,
+    checked_pose,
+    find_masks,
+    find_picture,
+    find_root,
+    natural_key,
+    without_maps,
+)
 from utils.errors import ConfigError, DataError
 from utils.images import IMAGE_SUFFIXES
 from utils.lens import PINHOLES, lens_fault, pinhole_part
@@ -204,7 +213,7 @@ def _report_photos(images_dir: Path, found: list[tuple[Any, Path | None]]) -> No
         share = f"{len(missing)} of {len(found)} photos"
         LOG.warning("%s of the model are not in %s and are left out, first %s", share, images_dir, missing[0])
     used = {path for _, path in found}
-    pictures = (path for path in images_dir.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    pictures = without_maps(path for path in images_dir.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     unplaced = [path for path in pictures if path not in used and not path.name.startswith(".")]
     if unplaced:
         LOG.info("%d photos of %s have no pose and are left out", len(unplaced), images_dir)

@@ -1,6 +1,7 @@
 """Depth and normal maps: where they are found, in which formats, and their holes when downscaled."""
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -43,7 +44,7 @@ def save(path: Path, values: np.ndarray) -> None:
 
 
 def depths(capture: Capture, **keys: object) -> list[np.ndarray]:
-    scene = build_scene(capture, CaptureConfig(up="none", **keys))
+    scene = build_scene(capture, CaptureConfig(up="none", use_priors=True, **keys))
     assert scene.depths is not None
     return [scene.depths.image(view)[..., 0].float().numpy() for view in range(2)]
 
@@ -67,7 +68,64 @@ def test_depths_are_found_and_in_world_units(
         save(capture.root / name, RAMP.astype(dtype))
     for found in depths(capture, depth_unit=unit):
         np.testing.assert_array_equal(found, RAMP * factor)
-    assert build_scene(capture, CaptureConfig(up="none", use_priors=False)).depths is None
+
+
+@pytest.mark.parametrize("use_priors", [None, False])
+def test_maps_that_nothing_asks_for_are_only_mentioned(
+    capture: Capture, use_priors: bool | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    config = CaptureConfig(up="none", use_priors=use_priors)
+    build_scene(capture, config)
+    assert "maps" not in caplog.text
+    for name in ("depth/left/a.npy", "depth/b.npy"):
+        save(capture.root / name, RAMP)
+    scene = build_scene(capture, config)
+    assert scene.depths is None
+    unused = [record.message for record in caplog.records if "not used" in record.message]
+    terms = "system.loss.depth or system.loss.depth_prior above 0 uses them"
+    assert unused == [f"there are depth maps, which are not used; {terms}"]
+    caplog.clear()
+    # The format names this one, in a place where nobody would look for it.
+    save(capture.root / "elsewhere.npy", np.ones((HEIGHT, WIDTH, 3)))
+    views = [replace(view, normal_path=capture.root / "elsewhere.npy") for view in capture.views]
+    assert build_scene(replace(capture, views=tuple(views)), config).normals is None
+    assert "normal maps, which are not used; system.loss.normal_prior above 0 uses them" in caplog.text
+
+
+def test_maps_without_a_known_value_are_refused(capture: Capture) -> None:
+    nothing = -RAMP
+    for name in ("depth/left/a.npy", "depth/b.npy"):
+        save(capture.root / name, nothing)
+    message = r"left/a\.npy: no depth map holds a value above 0; .*dataset\.depth_unit"
+    with pytest.raises(DataError, match=message):
+        depths(capture)
+    nothing[2, 3] = 5
+    save(capture.root / "depth/b.npy", nothing)
+    first, second = depths(capture)
+    assert (int((first != 0).sum()), int((second != 0).sum())) == (0, 1)
+    # Half precision has no such small number left.
+    with pytest.raises(DataError, match=message):
+        depths(capture, depth_unit=1e-9)
+    for name in ("normal/a.png", "normal/b.png"):
+        save(capture.root / name, np.full((HEIGHT, WIDTH, 3), 128, np.uint8))
+    with pytest.raises(DataError, match=r"normal/a\.png: no normal map holds a direction"):
+        depths(capture)
+    save(capture.root / "normal/b.png", np.full((HEIGHT, WIDTH, 3), (0, 128, 128), np.uint8))
+    assert len(depths(capture)) == 2
+
+
+def test_unknown_is_written_as_zero(capture: Capture) -> None:
+    for kind, values in (("depth", RAMP), ("normal", np.ones((HEIGHT, WIDTH, 3)))):
+        broken = values.copy()
+        broken[1, 2] = np.inf
+        save(capture.root / kind / "a.npy", values)
+        save(capture.root / kind / "b.npy", broken)
+        what = "holds values that are not finite; write 0 where nothing is known$"
+        with pytest.raises(DataError, match=rf"{kind}/b\.npy: {what}"):
+            depths(capture)
+        save(capture.root / kind / "b.npy", values)
+    assert len(depths(capture)) == 2
 
 
 def test_whole_numbers_need_a_unit(capture: Capture) -> None:
@@ -112,12 +170,12 @@ def test_normals_as_pictures(capture: Capture, dtype: type, top: int) -> None:
     picture[1] = top // 2
     for name in ("normal/a.png", "normals/b.png"):
         save(capture.root / name, picture)
-    scene = build_scene(capture, CaptureConfig(up="none"))
+    scene = build_scene(capture, CaptureConfig(up="none", use_priors=True))
     assert scene.normals is not None
     found = scene.normals.image(1).float().numpy()
     np.testing.assert_allclose(found[2:], np.tile(normal, (2, WIDTH, 1)), atol=0.01)
     assert (found[:2] == 0).all()
-    small = build_scene(capture, CaptureConfig(up="none", img_downscale=4)).normals
+    small = build_scene(capture, CaptureConfig(up="none", use_priors=True, img_downscale=4)).normals
     assert small is not None
     np.testing.assert_allclose(small.image(0).float().numpy()[0], np.tile(normal, (2, 1)), atol=0.01)
 
@@ -138,16 +196,34 @@ class Format:
     ],
     ids=lambda form: form.kind,
 )
-def test_every_format_takes_plain_folders(tmp_path: Path, form: Format) -> None:
+@pytest.mark.parametrize(
+    ("depth", "normal"),
+    [("depth/{}.png", "normal/{}.npy"), ("beside/{}_depth.png", "beside/{}_normal.png")],
+    ids=["folders", "beside"],
+)
+def test_every_format_takes_plain_folders(
+    tmp_path: Path, form: Format, depth: str, normal: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     scene = load_synthetic(SyntheticConfig(scene="sphere", num_images=4, image_size=16, holdout=0))
     write_capture(scene, tmp_path / "capture", form.kind)
     pictures = [path for path in (tmp_path / "capture").rglob("*.png") if "mask" not in str(path)]
     assert len(pictures) == 4
     for path in pictures:
-        save(tmp_path / "capture" / "depth" / path.name, np.full((16, 16), 3000, np.uint16))
-        save(tmp_path / "capture" / "normal" / f"{path.stem}.npy", np.tile([0.0, 0, -1], (16, 16, 1)))
-    loaded = load_scene(form.config(root_dir=str(tmp_path / "capture"), depth_unit=0.001, **form.keys))
+        place = path.parent if depth.startswith("beside/") else tmp_path / "capture"
+        depth_path, normal_path = (
+            place / name.removeprefix("beside/").format(path.stem) for name in (depth, normal)
+        )
+        save(depth_path, np.full((16, 16), 3000, np.uint16))
+        if normal_path.suffix == ".npy":
+            save(normal_path, np.tile([0.0, 0, -1], (16, 16, 1)))
+        else:
+            save(normal_path, np.full((16, 16, 3), (0, 32768, 32768), np.uint16))  # Blue, green, red.
+    config = form.config(root_dir=str(tmp_path / "capture"), depth_unit=0.001, use_priors=True, **form.keys)
+    loaded = load_scene(config)
+    assert len(loaded.images) == 4
+    assert "no pose" not in caplog.text
     assert loaded.depths is not None
     assert loaded.normals is not None
     assert float(loaded.depths.image(3)[8, 8, 0]) == 3.0
-    assert loaded.normals.image(0)[8, 8].tolist() == [0, 0, -1]
+    np.testing.assert_allclose(loaded.normals.image(0)[8, 8].float(), [0, 0, -1], atol=1e-4)

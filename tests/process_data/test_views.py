@@ -13,6 +13,8 @@ from process_data.views import (
     find_root,
     list_pictures,
     natural_key,
+    pictures_in,
+    without_maps,
 )
 from utils.errors import DataError
 from utils.lens import project_to_lens
@@ -200,3 +202,12 @@ def test_pictures_outside_of_the_root(files: Path) -> None:
     pictures = touch(files, "elsewhere/cat.jpg")
     (files / "capture").mkdir()
     assert find_masks(files / "capture", pictures) == [None]
+
+
+def test_maps_beside_photographs_are_no_photographs(files: Path) -> None:
+    photos = touch(files, "2.jpg", "10.PNG", "depth.png", "the_normal.png", "b/_depth.png")
+    touch(files, "2_depth.png", "10_Normal.tif", "the_normal_depth.png")
+    # A map of another folder's picture lies beside no picture of its name.
+    other = touch(files, "b/2_depth.png")
+    assert pictures_in(files) == photos[:4]
+    assert set(without_maps(path for path in files.rglob("*") if path.is_file())) == {*photos, *other}

@@ -205,7 +205,7 @@ def mono_sdf(capture: Capture) -> Capture:
 
 
 def test_mono_sdf_files_in_one_folder(mono_sdf: Capture) -> None:
-    scene = load_dtu(mono_sdf.config(render_cameras_name="cameras.npz", apply_mask=True))
+    scene = load_dtu(mono_sdf.config(render_cameras_name="cameras.npz", apply_mask=True, use_priors=True))
     assert scene.image_names == tuple(f"{number:06d}_rgb.png" for number in (0, 1, 5, 12))
     assert [int(scene.images.image(view)[0, 0, 1]) for view in range(4)] == [0, 1, 2, 3]
     for view in range(4):
@@ -218,24 +218,25 @@ def test_mono_sdf_files_in_one_folder(mono_sdf: Capture) -> None:
     expected = torch.arange(WIDTH) / WIDTH + 2
     np.testing.assert_allclose(scene.depths.image(2)[7, :, 0].float(), expected, atol=2e-3)
     assert (scene.normals.image(3) == torch.tensor([0.0, 0.0, -1.0])).all()
-    without = load_dtu(mono_sdf.config(use_priors=False))
-    assert without.depths is None
-    assert without.normals is None
+    for use_priors in (None, False):
+        without = load_dtu(mono_sdf.config(use_priors=use_priors))
+        assert without.depths is None
+        assert without.normals is None
 
 
 def test_priors_may_be_missing(mono_sdf: Capture, caplog: pytest.LogCaptureFixture) -> None:
     for path in mono_sdf.root.glob("*_normal.npy"):
         path.unlink()
-    scene = load_dtu(mono_sdf.config())
+    scene = load_dtu(mono_sdf.config(use_priors=True))
     assert scene.normals is None
     assert scene.depths is not None
     (mono_sdf.root / "000005_depth.npy").unlink()
     caplog.clear()
-    assert load_dtu(mono_sdf.config()).depths is None
+    assert load_dtu(mono_sdf.config(use_priors=True)).depths is None
     assert "1 of 4 views have no prior map" in caplog.text
     (mono_sdf.root / "000005_depth.npy").write_text("not an array")
     with pytest.raises(DataError, match=r"000005_depth\.npy: not a readable \.npy file.*; "):
-        load_dtu(mono_sdf.config())
+        load_dtu(mono_sdf.config(use_priors=True))
 
 
 @pytest.mark.parametrize(("width", "height"), [(12, 12), (20, 15), (160, 120)])
