@@ -6,7 +6,7 @@ is flat and star-shaped, otherwise more than that of the smallest patch, so that
 is not.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,8 @@ RIM_MARGIN = 0.02
 """Share of the unit sphere's radius next to its wall, where it is the sphere that cuts the surface."""
 MIN_VIEWS = 2
 """Training views that have to show a place for it to be observed, as in the occupancy grid."""
+FARTHEST_Z = (1.0 - 1e-3) / 3**0.5
+"""Where :func:`utils.mesh.unwarp_mesh` ends warped surfaces, a thousandth before infinity."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,16 @@ def observed_holes(mesh: TriangleMesh, scene: Scene) -> dict[str, object]:
 
     Returns:
         ``observed_boundary_edges``; ``observed_holes``, which have such edges; ``observed_hole_area``, all of
-        these holes' areas, in squared world units.
+        these holes' areas, in squared world units (of the unwarped surface).
     """
     holes = find_holes(mesh)
+    areas = holes.areas
+    if scene.cameras.ndc is not None:
+        # A hole that reaches infinity is measured up to where the written mesh ends: one number without
+        # bound would drown the others.
+        ends = np.minimum(mesh.vertices, [np.inf, np.inf, FARTHEST_Z])
+        metric = scene.cameras.ndc.to_metric(torch.from_numpy(ends)).numpy()
+        areas = _holes_of(replace(mesh, vertices=metric), holes.edges).areas
     middle = mesh.vertices[holes.edges].mean(axis=1)
     is_observed = np.linalg.norm(middle, axis=1) < 1.0 - RIM_MARGIN
     views = np.zeros(int(is_observed.sum()), np.int64)
@@ -124,5 +133,5 @@ def observed_holes(mesh: TriangleMesh, scene: Scene) -> dict[str, object]:
     return {
         "observed_boundary_edges": int(is_observed.sum()),
         "observed_holes": len(found),
-        "observed_hole_area": float(holes.areas[found].sum()) * scale**2,
+        "observed_hole_area": float(areas[found].sum()) * scale**2,
     }

@@ -9,6 +9,7 @@ import trimesh
 
 from utils.mesh import select_faces
 from utils.mesh_report import find_holes, mesh_report, observed_holes
+from utils.ndc import NDC
 from utils.types import Cameras, ImageStack, Scene, TriangleMesh
 
 
@@ -112,3 +113,33 @@ def test_what_one_camera_shows_is_not_observed():
     away = replace(three, cameras=replace(three.cameras, c2w=turned))
     assert observed_holes(mesh, away)["observed_holes"] == 0
     assert observed_holes(sphere(), three)["observed_boundary_edges"] == 0
+
+
+def warped(mesh: TriangleMesh, seen: Scene) -> tuple[TriangleMesh, Scene]:
+    """Mesh and cameras as training sees them with ``dataset.ndc``."""
+    ndc = NDC(seen.cameras.c2w[0].double(), 0.5, 0.4, near=1.0)
+    vertices = ndc.to_field(torch.from_numpy(mesh.vertices)).numpy()
+    return replace(mesh, vertices=vertices), replace(seen, cameras=replace(seen.cameras, ndc=ndc))
+
+
+def test_holes_of_a_warped_mesh_are_measured_unwarped():
+    mesh = without_cells(sheet(), 10, (5, 5))
+    # Tilted by 45 degrees, which the warp stretches unevenly.
+    tilted = replace(mesh, vertices=mesh.vertices @ np.array([[1, 0, 0], [0, 0.5**0.5, 0.5**0.5], [0, 0, 1]]))
+    in_field, seen = warped(tilted, scene(3, frame=0.3))
+    report = observed_holes(in_field, seen)
+    assert (report["observed_holes"], report["observed_boundary_edges"]) == (1, 4)
+    assert report["observed_hole_area"] == pytest.approx(25 * 0.01, rel=1e-9)
+    assert min(find_holes(in_field).areas) != pytest.approx(0.01, rel=0.5)
+
+
+def test_a_warped_hole_at_infinity_has_an_area():
+    far = sheet(1, side=0.2)
+    for z in (3**-0.5, 3**-0.5 + 0.1):
+        plane = replace(far, vertices=far.vertices + np.array([0, 0, z]))
+        _, seen = warped(far, scene(3, frame=2.0))
+        report = observed_holes(plane, seen)
+        assert report["observed_holes"] == 1
+        # The written mesh ends 2000 near distances away, where a frustum of these tangents is so wide.
+        sides = 0.2 * 3**0.5 * 2000 * np.array([0.5, 0.4])
+        assert report["observed_hole_area"] == pytest.approx(25 * sides.prod(), rel=1e-6)
