@@ -281,7 +281,7 @@ _scenes: dict[str, Scene] = {}
 
 def _scene_of(config: Config) -> Scene:
     """The config's capture; loaded once, nobody changes it."""
-    dataset = dataset_to_load(config)
+    dataset = dataset_to_load(config, trains=True)
     key = repr(dataset)
     if key not in _scenes:
         _scenes[key] = load_scene(dataset)

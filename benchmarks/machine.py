@@ -34,4 +34,4 @@ def load(path: str, *overrides: str) -> tuple[Config, Scene]:
     config = load_config(path, overrides, sections())
     set_cpu_threads()
     seed_everything(config.seed)
-    return config, load_scene(dataset_to_load(config))
+    return config, load_scene(dataset_to_load(config, trains=True))

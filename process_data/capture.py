@@ -39,7 +39,7 @@ class CaptureConfig:
     """Load masks: masks/NAME.png, masks/NAME.jpg.png, NAME_mask.png or the pictures' alpha channels."""
     use_priors: bool | None = None
     """Load depth and normal maps: depth/NAME.npy (.png, .tif), NAME_depth.npy or what the format names, and
-    the same with normal; null: not, but run.py makes it true if a loss term looks at them."""
+    the same with normal; null: not, but run.py makes it true for training if a loss term looks at them."""
     depth_unit: float | None = None
     """World units per unit stored in depth maps, above 0: 0.001 for millimetres in a world of metres; null:
     1, but for pictures of whole numbers (png) it must be given."""

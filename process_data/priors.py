@@ -48,10 +48,10 @@ def without_priors(root: Path, views: Sequence[View]) -> tuple[View, ...]:
     first = with_priors(root, views[:1])[0]
     if first.depth_path is not None:
         terms = "system.loss.depth or system.loss.depth_prior above 0"
-        LOG.info("there are depth maps, which are not used; %s uses them", terms)
+        LOG.info("there are depth maps, which are not used; training with %s uses them", terms)
     if first.normal_path is not None:
         terms = "system.loss.normal_prior above 0"
-        LOG.info("there are normal maps, which are not used; %s uses them", terms)
+        LOG.info("there are normal maps, which are not used; training with %s uses them", terms)
     return tuple(replace(view, depth_path=None, normal_path=None) for view in views)
 
 

@@ -84,13 +84,16 @@ def test_maps_that_nothing_asks_for_are_only_mentioned(
     assert scene.depths is None
     unused = [record.message for record in caplog.records if "not used" in record.message]
     terms = "system.loss.depth or system.loss.depth_prior above 0 uses them"
-    assert unused == [f"there are depth maps, which are not used; {terms}"]
+    assert unused == [f"there are depth maps, which are not used; training with {terms}"]
     caplog.clear()
     # The format names this one, in a place where nobody would look for it.
     save(capture.root / "elsewhere.npy", np.ones((HEIGHT, WIDTH, 3)))
     views = [replace(view, normal_path=capture.root / "elsewhere.npy") for view in capture.views]
     assert build_scene(replace(capture, views=tuple(views)), config).normals is None
-    assert "normal maps, which are not used; system.loss.normal_prior above 0 uses them" in caplog.text
+    assert (
+        "normal maps, which are not used; training with system.loss.normal_prior above 0 uses them"
+        in caplog.text
+    )
 
 
 def test_maps_without_a_known_value_are_refused(capture: Capture) -> None:
