@@ -298,6 +298,6 @@ def test_a_budget_serves_whole_rays() -> None:
 
 
 def test_the_march_is_a_coarse_one() -> None:
-    model = sphere_model(inv_s=1e4)
+    model = sphere_model(inv_s=4000.0)
     assert model.step_size(DONE) == pytest.approx(model.config.min_step)
     assert with_importance(model, 4).step_size(DONE) == pytest.approx(model.config.max_step)
