@@ -1,8 +1,8 @@
 """NeuS (Wang et al. 2021) on a hash grid: a signed distance field rendered as a volume.
 
 A pixel is sum_i w_i c_i with w_i from alphas that come from signed distances, by NeuS's law or by VolSDF's
-(see ``opacity.py``). Sampling follows an occupancy grid; what lies behind the first surface is dropped before
-gradients and colours are computed.
+(see ``opacity.py``). Sampling follows an occupancy grid; before gradients and colours are computed, what lies
+behind the first surface is dropped, or all samples are placed anew where the light ends.
 """
 
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from models.background import Background, BackgroundConfig
 from models.compositing import accumulate, render_weights
 from models.fields import RadianceConfig, RadianceField, SDFConfig, SDFField
 from models.marching import drop_hidden, march
+from models.marching.importance import place_by_importance
 from models.occupancy import OccupancyConfig, OccupancyGrid, observable_cells
 from models.opacity import DENSITIES, MIN_BETA, DensityName
 from models.reflection import ReflectiveRadiance
@@ -56,6 +57,9 @@ class NeuSConfig:
     """Marching step in units of 1 / inv_s or of beta: a wide density needs no fine steps."""
     min_transmittance: float = 1e-3
     """Samples that less than this share of a ray's light reaches are dropped; 0 keeps all."""
+    importance: int = 0
+    """Samples per ray, placed where a march of ``max_step`` finds its light to end (NeuS's up-sampling, see
+    ``marching/importance.py``); 0 renders the samples that are marched."""
 
     def __post_init__(self) -> None:
         if not 0 < self.min_step <= self.max_step:
@@ -68,6 +72,8 @@ class NeuSConfig:
             raise ValueError(f"model.initial_beta: must lie in ({MIN_BETA}, 10], got {self.initial_beta}")
         if not 0 <= self.min_transmittance < 1:
             raise ValueError(f"model.min_transmittance: must lie in [0, 1), got {self.min_transmittance}")
+        if not 0 <= self.importance <= 1024:
+            raise ValueError(f"model.importance: must lie in 0..1024, got {self.importance}")
 
 
 class NeuS(nn.Module):
@@ -118,11 +124,15 @@ class NeuS(nn.Module):
         return {"inv_s": inv_s} | ({"beta": 1.0 / inv_s} if self.config.density == "volsdf" else {})
 
     def step_size(self, progress: Progress) -> Float[Tensor, ""]:
-        """Marching step for the present sharpness, scene units; a tensor, so that no host waits for it."""
+        """Marching step for the present sharpness, scene units; a tensor, so that no host waits for it.
+
+        With importance sampling it is the longest one: others refine it.
+        """
         config = self.config
-        step = (config.step_per_width / self.inv_s(progress).detach()).clamp(config.min_step, config.max_step)
+        shortest = config.max_step if config.importance > 0 else config.min_step
+        step = (config.step_per_width / self.inv_s(progress).detach()).clamp(shortest, config.max_step)
         # NaN becomes the shortest step, so that the trainer gets to see the bad step.
-        return torch.nan_to_num(step, nan=config.min_step)
+        return torch.nan_to_num(step, nan=shortest)
 
     def stage(self, progress: Progress) -> bool:
         """What in :meth:`render` branches on the progress: a recorded step serves one stage."""
@@ -145,26 +155,37 @@ class NeuS(nn.Module):
         generator: torch.Generator | None,
         budget: Budget | None = None,
     ) -> tuple[RaySamples, int | Int64[Tensor, ""]]:
-        """March, then drop what is hidden. Returns the samples and how many there were before dropping."""
+        """March, then drop what is hidden, or sample by importance.
+
+        Returns the samples, and how many were marched.
+        """
         step = self.step_size(progress)
         if generator is None:
             jitter = torch.full_like(rays.near, 0.5)
         else:
             jitter = torch.rand(len(rays), generator=generator, device=rays.near.device)
         marched, rendered = (None, None) if budget is None else (budget.marched, budget.rendered)
-        prunes = self.config.min_transmittance > 0
+        by_importance, threshold = self.config.importance, self.config.min_transmittance
+        looks_ahead = by_importance > 0 or threshold > 0
         samples = march(
             *(rays, self.occupancy.occupied, step, jitter, self.backends.marching),
-            capacity=marched if prunes else rendered,
+            capacity=marched if looks_ahead else rendered,
         )
         num_marched = len(samples) if budget is None else samples.count
-        if prunes and len(samples) > 0:
+        if looks_ahead and len(samples) > 0:
             sdf = self.query_sdf(samples.positions(rays), progress, None if budget is None else samples.count)
-            samples = drop_hidden(
-                *(samples, sdf, self.inv_s(progress).detach(), step, self.config.min_transmittance),
-                *(self.config.density, self.backends.marching),
-                capacity=rendered,
-            )
+            inv_s = self.inv_s(progress).detach()
+            if by_importance > 0:
+                samples = place_by_importance(
+                    *(samples, sdf, inv_s, jitter, by_importance),
+                    *(self.config.density, self.backends.compositing),
+                    capacity=rendered,
+                )
+            else:
+                samples = drop_hidden(
+                    *(samples, sdf, inv_s, step, threshold, self.config.density, self.backends.marching),
+                    capacity=rendered,
+                )
         return samples, num_marched
 
     def render(

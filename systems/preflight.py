@@ -64,6 +64,13 @@ _VAIN: dict[str, tuple[str, object, str]] = {
 _LEARNED = ("model.initial_inv_s", "model.initial_beta", "trainer.optimizer.variance")
 """Keys of the learned sharpness."""
 
+_REPLACED: dict[str, str] = {
+    "model.min_step": "model.importance",
+    "model.step_per_width": "model.importance",
+    "model.min_transmittance": "model.importance",
+}
+"""A key whose part another one has taken over where that is on."""
+
 
 def check_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> None:
     """Refuse keys on the command line that have no effect with the rest of the config.
@@ -92,6 +99,11 @@ def check_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> None:
             if _value_at(tree, other) == value:
                 what = f"has no effect with {other}={value}"
                 raise ConfigError(key, what, f"set {other}={wanted}, or leave it out")
+        if key in _REPLACED:
+            other = _REPLACED[key]
+            if _is_on(tree, other):
+                what = f"has no effect with {other}={_value_at(tree, other)}"
+                raise ConfigError(key, what, f"set {other}=0, or leave it out")
 
 
 def dataset_to_load(settings: Any, trains: bool) -> Any:

@@ -546,6 +546,7 @@ def test_build_refuses_unknown_and_unusable_backends() -> None:
         ({"initial_inv_s": 0.0}, r"model\.initial_inv_s"),
         ({"initial_beta": 0.0}, r"model\.initial_beta: must lie in 1e-4\.\.10, got 0\.0"),
         ({"min_transmittance": 1.0}, r"model\.min_transmittance"),
+        ({"importance": -1}, r"model\.importance: must lie in 0\.\.1024, got -1"),
     ],
 )
 def test_config_out_of_range(change: dict[str, float], message: str) -> None:

@@ -11,7 +11,7 @@ from tiny import SECTIONS, tiny_config, tiny_scene
 import run
 from process_data.batches import Priors
 from process_data.formats.dtu import DTUConfig
-from systems.preflight import _SWITCHES, _VAIN, check_overrides, check_priors, dataset_to_load
+from systems.preflight import _REPLACED, _SWITCHES, _VAIN, check_overrides, check_priors, dataset_to_load
 from systems.sweep.plan import load_sweep
 from utils.config import load_config
 from utils.errors import ConfigError
@@ -49,6 +49,10 @@ CONFS = Path(__file__).resolve().parents[2] / "confs"
         (["model.background.hash_grid.num_levels=3"], "set model.background.enabled=true"),
         (["trainer.buffers=packed", "trainer.lookahead=3"], "no effect with trainer.buffers=packed"),
         (["model.initial_beta=0.1"], "has no effect with model.density=neus; set model.density=volsdf"),
+        (
+            ["model.importance=8", "model.min_step=0.002"],
+            "model.min_step: has no effect with model.importance=8; set model.importance=0, or leave it out",
+        ),
         (["system.patch_size=5"], "give system.loss.ssim or system.loss.lpips a value above 0"),
         (["test.video=false", "test.fps=3"], "test.fps: has no effect while test.video=false"),
         (["trainer.strict=true"], "give trainer.learning_step or trainer.health_step a value above 0"),
@@ -90,6 +94,7 @@ def test_the_rules_are_about_keys_that_exist() -> None:
         assert {start.removesuffix("."), *switches} <= known
     for key, (other, _, _) in _VAIN.items():
         assert {key, other} <= known
+    assert {*_REPLACED, *_REPLACED.values()} <= known
 
 
 @dataclass(frozen=True)
