@@ -112,7 +112,7 @@ class NeuS(nn.Module):
         Learned, unless the progress prescribes it.
         """
         if progress.inv_s is None:
-            return self.density.bounded(torch.exp(10.0 * self.variance))
+            return self.density.sharpness(10.0 * self.variance)
         if isinstance(progress.inv_s, Tensor):
             return progress.inv_s
         # Filled on the device: a copy from the host would wait for it.

@@ -36,8 +36,8 @@ class Density:
     """sdf, cosine, lengths, sharpness, cos_anneal to opacities, see :func:`neus_alpha`."""
     presence: Callable[[Tensor, Tensor], Tensor]
     """sdf, sharpness to how much of a surface is there, 0..1, see :func:`logistic_presence`."""
-    bounded: Callable[[Tensor], Tensor]
-    """What is learned, in 0..infinity, to the sharpness."""
+    sharpness: Callable[[Tensor], Tensor]
+    """From the logarithm that is learned."""
 
 
 def neus_alpha(
@@ -120,8 +120,10 @@ def laplace_presence(sdf: Float[Tensor, " P"], sharpness: Float[Tensor, ""]) -> 
 
 
 DENSITIES: dict[DensityName, Density] = {
-    "neus": Density(neus_alpha, logistic_presence, lambda sharpness: sharpness.clamp(1e-6, 1e6)),
+    "neus": Density(neus_alpha, logistic_presence, lambda logarithm: logarithm.exp().clamp(1e-6, 1e6)),
     # As in VolSDF's code the bound is added to beta, which a clamp would keep from ever learning again.
-    "volsdf": Density(volsdf_alpha, laplace_presence, lambda s: s / (1.0 + MIN_BETA * s)),
+    "volsdf": Density(
+        volsdf_alpha, laplace_presence, lambda logarithm: 1.0 / ((-logarithm).exp() + MIN_BETA)
+    ),
 }
 """By ``model.density``."""

@@ -100,7 +100,8 @@ def sphere_model(
     4 mean_k relu(w_k x) is |x| for units w_k spread evenly over the sphere; Fibonacci's spiral spreads them.
     """
     config = small_config(backend, background, inv_s, width=256)
-    config = replace(config, density=density, initial_beta=1 / inv_s)
+    beta = max(1 / inv_s, 2e-4)  # of NeuS it has no effect
+    config = replace(config, density=density, initial_beta=beta)
     model = NeuS(config, three_views(), Backends.all(backend))
     k = torch.arange(256) + 0.5
     z = 1 - 2 * k / 256
@@ -544,7 +545,7 @@ def test_build_refuses_unknown_and_unusable_backends() -> None:
     [
         ({"min_step": 0.1}, r"model\.min_step: must lie in \(0, max_step = 0\.0136\], got 0\.1"),
         ({"initial_inv_s": 0.0}, r"model\.initial_inv_s"),
-        ({"initial_beta": 0.0}, r"model\.initial_beta: must lie in 1e-4\.\.10, got 0\.0"),
+        ({"initial_beta": 0.0}, r"model\.initial_beta: must lie in \(0\.0001, 10\], got 0\.0"),
         ({"min_transmittance": 1.0}, r"model\.min_transmittance"),
         ({"importance": -1}, r"model\.importance: must lie in 0\.\.1024, got -1"),
     ],
