@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from process_data.batches import Priors
@@ -335,17 +335,9 @@ def _given(values: T | None) -> T:
     return values
 
 
-def _is_surface(render: RenderOutput, batch: Batch) -> Bool[Tensor, " R"]:
-    """Rays that show the surface, and not what is behind it: only there it has a depth and a normal."""
-    is_surface = render.opacity.detach() > 0.5
-    if batch.mask is not None:
-        is_surface = is_surface & (batch.mask > 0.5)
-    return is_surface if render.is_served is None else is_surface & render.is_served
-
-
 def _rendered_depth(render: RenderOutput, batch: Batch) -> Float[Tensor, " R"]:
     """Mean depth along the optical axis, scene units; beside the surface anything finite."""
-    return render.depth / render.opacity.clamp(min=0.5) * _given(batch.axis_cosine)
+    return render.mean_depth * _given(batch.axis_cosine)
 
 
 def _depth(render: RenderOutput, batch: Batch) -> Tensor:
@@ -353,18 +345,20 @@ def _depth(render: RenderOutput, batch: Batch) -> Tensor:
     # What was measured in front of the unit sphere or behind it is none of the surface.
     distance = target / _given(batch.axis_cosine)
     is_inside = (target > 0) & (distance > rays.near) & (distance < rays.far)
-    return losses.depth_l1(_rendered_depth(render, batch), target, _is_surface(render, batch) & is_inside)
+    return losses.depth_l1(
+        _rendered_depth(render, batch), target, render.shows_surface(batch.mask) & is_inside
+    )
 
 
 def _depth_prior(render: RenderOutput, batch: Batch) -> Tensor:
     target = _given(batch.depth)
-    keep = _is_surface(render, batch) & (target > 0)
+    keep = render.shows_surface(batch.mask) & (target > 0)
     return losses.depth_prior(_rendered_depth(render, batch), target, batch.rays.camera_indices, keep)
 
 
 def _normal_prior(render: RenderOutput, batch: Batch) -> Tensor:
     target = _given(batch.normal)
-    keep = _is_surface(render, batch) & (target.square().sum(dim=1) > 0.5)
+    keep = render.shows_surface(batch.mask) & (target.square().sum(dim=1) > 0.5)
     normal = torch.nn.functional.normalize(render.normal, dim=1, eps=1e-6)
     return losses.normal_prior(normal, target, keep)
 

@@ -46,20 +46,10 @@ def photo_consistency(render: RenderOutput, batch: Batch, windows: Windows, fiel
     rays, some = batch.rays, slice(len(windows))
     origins, directions = rays.origins[some], rays.directions[some]
     points, normal, is_surface = surface_points(
-        *(origins, directions, _mean_depth(render, some), _shows_surface(render, batch, some)), field
+        *(origins, directions, render.mean_depth[some].detach()),
+        *(render.shows_surface(batch.mask)[some], field),
     )
     return window_loss(windows, origins, points, normal, is_surface)
-
-
-def _mean_depth(render: RenderOutput, some: slice) -> Float[Tensor, " R"]:
-    return render.depth[some].detach() / render.opacity[some].detach().clamp(min=0.5)
-
-
-def _shows_surface(render: RenderOutput, batch: Batch, some: slice) -> Bool[Tensor, " R"]:
-    shows = render.opacity[some].detach() > 0.5
-    if batch.mask is not None:
-        shows = shows & (batch.mask[some] > 0.5)
-    return shows if render.is_served is None else shows & render.is_served[some]
 
 
 def surface_points(

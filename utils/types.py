@@ -245,6 +245,22 @@ class RenderOutput:
         """Rays that were rendered; on the device where not all were."""
         return len(self.rgb) if self.is_served is None else self.is_served.sum()
 
+    @property
+    def mean_depth(self) -> Float[Tensor, " R"]:
+        """Mean distance of the surface along each ray; beside the surface anything finite."""
+        return self.depth / self.opacity.clamp(min=0.5)
+
+    def shows_surface(self, mask: Float[Tensor, " R"] | None) -> Bool[Tensor, " R"]:
+        """Rays that show the surface, and not what is behind it: only there it has a depth and a normal.
+
+        Args:
+            mask: of the rays' pixels, if there are masks; the surface is inside.
+        """
+        is_surface = self.opacity.detach() > 0.5
+        if mask is not None:
+            is_surface = is_surface & (mask > 0.5)
+        return is_surface if self.is_served is None else is_surface & self.is_served
+
 
 @dataclass(frozen=True)
 class Progress:
