@@ -15,10 +15,12 @@ if not torch.cuda.is_available():
 
 from utils.backend import seed_everything
 
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def _one_thread_and_fixed_seeds() -> None:
-    # For each test: run.main, which some call, takes all cores for the process, and sums then round otherwise.
+    # Again for each test: run.main, which some call, takes all cores, and sums then round otherwise.
     torch.set_num_threads(1)
     seed_everything(0)
 
