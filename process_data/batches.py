@@ -278,7 +278,8 @@ def _prior_map(scene: Scene, maps: ImageStack | None, key: str, kind: str) -> Fl
     _refuse_warped(scene, key)
     if maps is None:
         what = f"the capture does not have a {kind} map for every view"
-        raise ConfigError(key, what, "add them, or set it to 0")
+        embedded = {"depth": "dataset.depths=sensor", "normal": "dataset.normals=true"}[kind]
+        raise ConfigError(key, what, f"add them (to the embedded scene by {embedded}), or set it to 0")
     return maps.pixels
 
 
@@ -287,8 +288,9 @@ def _sparse_points(
 ) -> Float32[Tensor, "P 3"]:
     """Choose the points in the unit sphere that some of the views saw, and saw well, where that is known."""
     _refuse_warped(scene, key)
-    if scene.points is None:
-        raise ConfigError(key, "the capture has no structure-from-motion points", "set it to 0")
+    if scene.points is None or len(scene.points) == 0:
+        remedy = "set it to 0 (the embedded scene has some with dataset.num_points=2000)"
+        raise ConfigError(key, "the capture has no structure-from-motion points", remedy)
     points = scene.points
     # Errors that are not known are NaN, and then the comparison is false.
     is_good = (np.linalg.norm(points.positions, axis=1) < 1.0) & ~(points.errors > max_error)

@@ -114,9 +114,16 @@ def dataset_to_load(settings: Any, trains: bool) -> Any:
         trains: whether there is training; nothing else looks at them.
 
     Raises:
-        ConfigError: priors are asked for that no term looks at, or left out that one needs.
+        ConfigError: priors are asked for that no term looks at, left out that one needs, or of no scale.
     """
     dataset = settings.dataset
+    if (
+        trains
+        and getattr(dataset, "depths", None) == "monocular"
+        and _is_on(settings.tree, "system.loss.depth")
+    ):
+        remedy = "set dataset.depths=sensor, or use system.loss.depth_prior"
+        raise ConfigError("system.loss.depth", "depths of dataset.depths=monocular have no scale", remedy)
     if "use_priors" not in {field.name for field in fields(dataset)}:
         return dataset
     if not trains:

@@ -236,8 +236,8 @@ def test_without_priors_the_draws_are_what_they_were() -> None:
 @pytest.mark.parametrize(
     ("lacks", "line"),
     [
-        ("depths", "key.of.depth: the capture does not have a depth map for every view; add them, or"),
-        ("normals", "key.of.normal: the capture does not have a normal map for every view; add them, or"),
+        ("depths", "key.of.depth: the capture does not have a depth map for every view; add them (to"),
+        ("normals", "key.of.normal: the capture does not have a normal map for every view; add them (to"),
         ("points", "key.of.points: the capture has no structure-from-motion points; set it to 0"),
     ],
 )

@@ -143,6 +143,7 @@ def test_missing_priors_are_refused_and_present_ones_are_not() -> None:
     ("overrides", "key"),
     [
         (["system.loss.depth=0.1"], "system.loss.depth"),
+        (["system.loss.depth=0.1", "dataset.depths=monocular"], "system.loss.depth"),
         (["system.loss.sparse_points=0.1"], "system.loss.sparse_points"),
         (["model.background.far=50"], "model.background.far"),
         (["system.inv_s=50", "trainer.optimizer.variance=0.1"], "trainer.optimizer.variance"),
