@@ -72,8 +72,8 @@ COMMANDS |= SYNTHETIC
 WITHOUT_DATA = ("nightly", "demo", *SYNTHETIC)
 TOLERANCE = {"psnr": 1.2, "psnr_masked": 1.8, "ssim": 0.01, "chamfer_percent": 0.08}
 """dB; dB; -; percent of the scene's radius. Other processors and versions of PyTorch round differently, which
-training amplifies: the same 1500 steps on one and on two threads, a few commits apart, gave 31.4 and 30.5 dB, on
-the object 26.5 and 27.7. A bug costs more."""
+training amplifies: the same 1500 steps on one and on two threads, a few commits apart, gave 31.4 and 30.5 dB,
+on the object 26.5 and 27.7. A bug costs more."""
 
 
 def measure(what: str, data: str | None, outputs: Path, overrides: list[str]) -> dict[str, Any]:
