@@ -1,6 +1,7 @@
 """What a run looks like while it trains: running means for the history, and one line in the terminal."""
 
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,6 @@ from tqdm import tqdm
 from models import Model
 from systems.record import Run
 from systems.step import FIELDS, StepRecord
-from utils.types import Progress
 
 
 def memory_gib() -> float:
@@ -44,17 +44,17 @@ class Meter:
     Args:
         run: whose history and tensorboard the rows go to; closed with the meter.
         model: asked for its sharpness and its occupancy when a row is written.
-        terms: names of all loss terms, each a column whether it is computed or not.
+        system: names the loss terms, each a column whether it is computed or not, and knows the progress.
         log_every: steps between rows.
         max_steps: for the progress bar.
         seconds: training time before the first step, which a resumed run has.
     """
 
     def __init__(
-        self, run: Run, model: Model, terms: list[str], log_every: int, max_steps: int, seconds: float
+        self, run: Run, model: Model, system: Any, log_every: int, max_steps: int, seconds: float
     ) -> None:
         self.psnr = 0.0
-        self._run, self._model, self._terms = run, model, terms
+        self._run, self._model, self._system = run, model, system
         self._log_every, self._max_steps = log_every, max_steps
         self._records: list[StepRecord] = []
         self._since = self._latest = seconds
@@ -75,14 +75,14 @@ class Meter:
             return self.psnr
         return _mean_psnr(_columns(self._records))
 
-    def add(self, record: StepRecord, step: int, seconds: float, progress: Progress) -> None:
+    def add(self, record: StepRecord, step: int, seconds: float, fraction: float) -> None:
         """Take one step's record.
 
         Args:
             record: what the step reported.
             step: steps taken so far, this one included.
             seconds: training time so far.
-            progress: after it.
+            fraction: of training done, 0..1.
         """
         if seconds < self._latest:
             # The run was rolled back: what came before belongs to no row.
@@ -100,8 +100,8 @@ class Meter:
             "minutes": seconds / 60,
             "loss": float(column["loss"][-1]),
             "psnr": self.psnr,
-            **{name: last.get(name, 0.0) for name in self._terms},
-            **self._model.sharpness_scalars(progress),
+            **{name: last.get(name, 0.0) for name in self._system.terms},
+            **self._model.sharpness_scalars(self._system.progress_at(fraction)),
             "occupied": self._model.occupancy.share,
             "rays": int(column["num_rays"][-1]),
             "samples": int(column["num_samples"][-1]),
@@ -111,7 +111,7 @@ class Meter:
             "skipped": int((column["finite"] == 0).sum()),
         }
         self._run.scalars(step, values)
-        self._refresh_bar(values, step, seconds, progress.fraction)
+        self._refresh_bar(values, step, seconds, fraction)
 
     def _refresh_bar(self, values: dict[str, float], step: int, seconds: float, fraction: float) -> None:
         left = seconds / max(fraction, 1e-9) * (1.0 - fraction)

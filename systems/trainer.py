@@ -352,8 +352,10 @@ class Trainer:
         """
         log.info("losses       %s", describe_losses(self.system))
         self.run.write_split(self.scene)
-        terms, config = self.system.terms, self.config
-        meter = Meter(self.run, self.model, terms, config.log_every, config.max_steps, self.train_seconds)
+        config = self.config
+        meter = Meter(
+            self.run, self.model, self.system, config.log_every, config.max_steps, self.train_seconds
+        )
         with meter, StopRequest() as stop:
             try:
                 if self.last_checkpoint is None:
@@ -370,8 +372,7 @@ class Trainer:
                         self.look_for_bad_steps(record)
                     self.step += 1
                     self.train_seconds += time.perf_counter() - start
-                    progress = self.system.progress_at(self.fraction_done())
-                    meter.add(record, self.step, self.train_seconds, progress)
+                    meter.add(record, self.step, self.train_seconds, self.fraction_done())
                     self._at_intervals(meter)
                     if stop.is_made:
                         raise KeyboardInterrupt

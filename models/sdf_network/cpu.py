@@ -19,6 +19,7 @@ softplus of 32768 x 64 numbers that takes 1.5 ms here.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import no_type_check
 
 import numpy as np
@@ -29,7 +30,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from encoder.hashgrid import GridGeometry, encode
 from encoder.hashgrid.cpu import features_and_jacobian, table_gradient
-from models.sdf_network.reference import first_output
+from models.sdf_network import reference
 from utils.padding import zero_padding
 
 _BLOCK = 2048
@@ -292,31 +293,10 @@ def _network(features: Tensor, weights: Sequence[Tensor], biases: Sequence[Tenso
     return torch.addmm(biases[-1], hidden, weights[-1].t())
 
 
-def sdf_outputs(
-    positions: Tensor,
-    table: Tensor,
-    geometry: GridGeometry,
-    active_levels: float | Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    beta: float,
-    count: Tensor | None = None,
-) -> Tensor:
-    """See the package's ``sdf_outputs``."""
-    features = encode(zero_padding(positions, count), table, geometry, active_levels, "cpu")
-    return zero_padding(torch.cat([_network(features, weights, biases, beta), features], dim=1), count)
+_ENCODE = partial(encode, backend="cpu")
 
+sdf_outputs = partial(reference.sdf_outputs, encode=_ENCODE, network=_network)
+"""See the package's ``sdf_outputs``."""
 
-def sdf_values(
-    positions: Tensor,
-    table: Tensor,
-    geometry: GridGeometry,
-    active_levels: float | Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    beta: float,
-    count: Tensor | None = None,
-) -> Tensor:
-    """See the package's ``sdf_values``."""
-    features = encode(zero_padding(positions, count), table, geometry, active_levels, "cpu")
-    return zero_padding(_network(features, *first_output(weights, biases), beta), count)[:, 0]
+sdf_values = partial(reference.sdf_values, encode=_ENCODE, network=_network)
+"""See the package's ``sdf_values``."""

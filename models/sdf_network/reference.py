@@ -15,6 +15,9 @@ from utils.padding import zero_padding
 Encode = Callable[[Tensor, Tensor, GridGeometry, float | Tensor], Tensor]
 """(positions, table, geometry, active_levels) -> encoding, see :func:`encoder.hashgrid.encode`."""
 
+Network = Callable[[Tensor, Sequence[Tensor], Sequence[Tensor], float], Tensor]
+"""(features, weights, biases, beta) -> outputs, see :func:`network`."""
+
 
 def network(features: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], beta: float) -> Tensor:
     """The layers alone: encodings ``(S, W)`` to the last layer's outputs, the signed distance in column 0."""
@@ -85,6 +88,7 @@ def sdf_outputs(
     beta: float,
     count: Tensor | None = None,
     encode: Encode = hashgrid_reference.encode,
+    network: Network = network,
 ) -> Tensor:
     """See the package's ``sdf_outputs``."""
     features = encode(zero_padding(positions, count), table, geometry, active_levels)
@@ -101,6 +105,7 @@ def sdf_values(
     beta: float,
     count: Tensor | None = None,
     encode: Encode = hashgrid_reference.encode,
+    network: Network = network,
 ) -> Tensor:
     """See the package's ``sdf_values``."""
     features = encode(zero_padding(positions, count), table, geometry, active_levels)
