@@ -26,6 +26,8 @@ Floats = npt.NDArray[np.float64]
 Up = Literal["x", "y", "z", "-x", "-y", "-z"]
 """Which axis of a mesh points up."""
 _ROWS_AT_ONCE = 20_000
+FARTHEST_Z = (1.0 - 1e-3) / 3**0.5
+"""Where warped surfaces (``dataset.ndc``) end, a thousandth before infinity."""
 
 
 def face_areas_and_normals(mesh: TriangleMesh) -> tuple[Floats, Floats]:
@@ -137,7 +139,7 @@ def unwarp_mesh(mesh: TriangleMesh, ndc: NDC) -> TriangleMesh:
     keeps no angles.
     """
     vertices = ndc.to_metric(torch.from_numpy(mesh.vertices)).numpy()
-    is_finite = mesh.vertices[:, 2] < (1.0 - 1e-3) / 3**0.5
+    is_finite = mesh.vertices[:, 2] < FARTHEST_Z
     faces = mesh.faces[is_finite[mesh.faces].all(axis=1)]
     used, faces = np.unique(faces, return_inverse=True)
     colors = None if mesh.colors is None else mesh.colors[used]

@@ -14,15 +14,13 @@ import scipy.sparse
 import torch
 
 from utils.lens import project
-from utils.mesh import face_areas_and_normals, face_components
+from utils.mesh import FARTHEST_Z, face_areas_and_normals, face_components
 from utils.types import Scene, TriangleMesh
 
 RIM_MARGIN = 0.02
 """Share of the unit sphere's radius next to its wall, where it is the sphere that cuts the surface."""
 MIN_VIEWS = 2
 """Training views that have to show a place for it to be observed, as in the occupancy grid."""
-FARTHEST_Z = (1.0 - 1e-3) / 3**0.5
-"""Where :func:`utils.mesh.unwarp_mesh` ends warped surfaces, a thousandth before infinity."""
 
 
 @dataclass(frozen=True)
