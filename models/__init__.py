@@ -1,19 +1,22 @@
 """Models: the fields, samplers and renderers, and the methods that join them."""
 
+from typing import Any
+
 import torch
 
 from models.backends import choose_backends
+from models.model import Model
+from models.nerf_ngp import NGP, NGPConfig
 from models.neus import NeuS, NeuSConfig
 from utils.types import Scene
 
-MODELS = {"neus": (NeuSConfig, NeuS)}
+__all__ = ["MODELS", "Model", "build_model"]
+
+MODELS: dict[str, tuple[type, Any]] = {"neus": (NeuSConfig, NeuS), "nerf-ngp": (NGPConfig, NGP)}
 """Methods by ``model.name``: configuration and class."""
 
-Model = NeuS
-"""Any method's model, for those who do not care which."""
 
-
-def build_model(config: NeuSConfig, scene: Scene, device: torch.device) -> Model:
+def build_model(config: Any, scene: Scene, device: torch.device) -> Any:
     """Build the model that ``config`` describes for a scene, on a device, and log which kernels it will use.
 
     Raises:

@@ -5,7 +5,6 @@ A pixel is sum_i w_i c_i with w_i from alphas that come from signed distances, b
 behind the first surface is dropped, or all samples are placed anew where the light ends.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -14,19 +13,17 @@ from torch import Tensor, nn
 
 from models.backends import Backends
 from models.background import Background, BackgroundConfig
+from models.chunks import in_chunks
 from models.compositing import accumulate, render_weights
 from models.fields import RadianceConfig, RadianceField, SDFConfig, SDFField
 from models.marching import drop_hidden, march
 from models.marching.importance import place_by_importance
+from models.model import Model
 from models.occupancy import OccupancyConfig, OccupancyGrid, observable_cells
 from models.opacity import DENSITIES, MIN_BETA, DensityName
 from models.reflection import ReflectiveRadiance
 from utils.errors import ConfigError
 from utils.types import Budget, Progress, Rays, RaySamples, RenderOutput, Scene
-
-_CHUNK = {"cpu": 2**14, "cuda": 2**20}
-"""Positions per evaluation outside of training: few on a CPU, so that intermediate values stay in the cache;
-on a GPU as many as keep it busy."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +73,11 @@ class NeuSConfig:
             raise ValueError(f"model.importance: must lie in 0..1024, got {self.importance}")
 
 
-class NeuS(nn.Module):
+class NeuS(Model):
     """Signed distance, radiance, sharpness, occupancy, and a background where there are no masks."""
 
     def __init__(self, config: NeuSConfig, scene: Scene, backends: Backends) -> None:
-        super().__init__()
+        super().__init__(backends)
         if config.background.enabled and scene.cameras.ndc is not None:
             raise ConfigError(
                 "model.background.enabled",
@@ -88,7 +85,6 @@ class NeuS(nn.Module):
                 "set one of the two to false",
             )
         self.config = config
-        self.backends = backends
         self.sdf_field = SDFField(config.sdf, backends)
         head = ReflectiveRadiance if config.radiance.head == "reflection" else RadianceField
         self.radiance = head(config.radiance, self.sdf_field.output_width, backends)
@@ -100,6 +96,11 @@ class NeuS(nn.Module):
         self.variance = nn.Parameter(torch.tensor(sharpness).log() / 10.0)
         self.background = Background(config.background, backends) if config.background.enabled else None
         self.occupancy = OccupancyGrid(config.occupancy, observable_cells(scene, config.occupancy))
+
+    @property
+    def device(self) -> torch.device:
+        """Where rays and positions have to live."""
+        return self.variance.device
 
     @property
     def num_levels(self) -> int:
@@ -118,10 +119,11 @@ class NeuS(nn.Module):
         # Filled on the device: a copy from the host would wait for it.
         return torch.full((), progress.inv_s, device=self.variance.device)
 
-    def sharpness_scalars(self, progress: Progress) -> dict[str, float]:
-        """For the history: ``inv_s``, and with VolSDF's density ``beta`` = 1 / inv_s beside it."""
+    def scalars(self, progress: Progress) -> dict[str, float]:
+        """For the history: ``inv_s``, with VolSDF's density ``beta`` = 1 / inv_s, and ``occupied``."""
         inv_s = float(self.inv_s(progress).detach())
-        return {"inv_s": inv_s} | ({"beta": 1.0 / inv_s} if self.config.density == "volsdf" else {})
+        sharpness = {"inv_s": inv_s} | ({"beta": 1.0 / inv_s} if self.config.density == "volsdf" else {})
+        return sharpness | {"occupied": self.occupancy.share}
 
     def step_size(self, progress: Progress) -> Float[Tensor, ""]:
         """Marching step for the present sharpness, scene units; a tensor, so that no host waits for it.
@@ -279,7 +281,7 @@ class NeuS(nn.Module):
         """
         if count is not None:
             return self.sdf_field.sdf(positions, progress.active_levels, count)
-        return _in_chunks(lambda chunk: self.sdf_field.sdf(chunk, progress.active_levels), positions)
+        return in_chunks(lambda chunk: self.sdf_field.sdf(chunk, progress.active_levels), positions)
 
     def query_field(
         self, positions: Float[Tensor, "P 3"], progress: Progress
@@ -291,7 +293,7 @@ class NeuS(nn.Module):
     @torch.no_grad()
     def query_gradient(self, positions: Float[Tensor, "P 3"], progress: Progress) -> Float[Tensor, "P 3"]:
         """d sdf / d position (not normalised), outside of autograd."""
-        return _in_chunks(lambda chunk: self.sdf_field(chunk, progress.active_levels)[1], positions)
+        return in_chunks(lambda chunk: self.sdf_field(chunk, progress.active_levels)[1], positions)
 
     @torch.no_grad()
     def query_color(
@@ -305,7 +307,7 @@ class NeuS(nn.Module):
             normal = torch.nn.functional.normalize(gradient, dim=1, eps=1e-6)
             return self.radiance(outputs, towards, torch.arange(len(at), device=at.device), normal)
 
-        return _in_chunks(colors, torch.cat([positions, directions], dim=1))
+        return in_chunks(colors, torch.cat([positions, directions], dim=1))
 
 
 @dataclass(frozen=True)
@@ -318,7 +320,7 @@ class FrozenSurface:
     @property
     def device(self) -> torch.device:
         """Where positions have to live."""
-        return self.model.variance.device
+        return self.model.device
 
     def query_sdf(self, positions: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
         """Signed distance, positive outside."""
@@ -333,11 +335,3 @@ class FrozenSurface:
     ) -> Float[Tensor, "P 3"]:
         """Colour 0..1 seen along unit directions that point away from the viewer."""
         return self.model.query_color(positions, directions, self.progress)
-
-
-def _in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """Apply a row-wise function to a tall matrix piece by piece, so that memory stays bounded."""
-    size = _CHUNK[rows.device.type]
-    if len(rows) <= size:
-        return function(rows)
-    return torch.cat([function(chunk) for chunk in rows.split(size)])

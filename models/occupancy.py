@@ -32,6 +32,9 @@ class OccupancyConfig:
     looks instead of 90 from full to closed."""
     threshold: float = 0.01
     """A cell is sampled while its value (0..1, the density's presence in ``opacity.py``) is above this."""
+    below_mean: bool = False
+    """Never let the threshold be above the mean value of the observable cells (instant-ngp): a radiance field
+    starts with less everywhere than makes a surface later."""
     open_until: float = 0.0
     """Fraction of training before which no observable cell is closed: what masks show but the surface does
     not reach yet must keep its samples, or nothing would ever pull the surface there."""
@@ -188,7 +191,10 @@ class OccupancyGrid(nn.Module):
         extended[cells] = torch.maximum(extended[cells] * self.config.decay, presence(positions))
         values.copy_(extended[:-1])
         if fraction >= self.config.open_until:
-            occupied.copy_(observable & (values > self.config.threshold))
+            threshold = values.new_tensor(self.config.threshold)
+            if self.config.below_mean:
+                threshold = torch.minimum(threshold, 0.99 * values.sum() / max(num_observable, 1))
+            occupied.copy_(observable & (values > threshold))
         self.num_updates += 1
         self._known = (done + 1, num_observable)
 

@@ -1,6 +1,12 @@
 """Systems: training, its losses and schedules, checkpoints, records, evaluation and export."""
 
-from systems.neus import NeuSSystem, NeuSSystemConfig
+from typing import Any
 
-SYSTEMS = {"neus": (NeuSSystemConfig, NeuSSystem)}
+from systems.neus import NeuSSystem, NeuSSystemConfig
+from systems.radiance import RadianceSystem, RadianceSystemConfig
+
+SYSTEMS: dict[str, tuple[type, Any]] = {
+    "neus": (NeuSSystemConfig, NeuSSystem),
+    "nerf-ngp": (RadianceSystemConfig, RadianceSystem),
+}
 """Training rules by ``system.name``: configuration and class."""

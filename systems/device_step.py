@@ -21,6 +21,8 @@ _WARMUP = 3
 """Steps taken eagerly before one is recorded: libraries initialise themselves and kernels are compiled."""
 _FILL = 0.95
 """How full the sample buffers are meant to be: rays that do not fit would be traced in vain."""
+_NUM_SCALARS = 4
+"""Of a progress, before the terms' weights and the learning rates, among what is uploaded for a step."""
 
 
 class StepGraphs:
@@ -110,14 +112,14 @@ class DeviceStep:
         self._forward, self._optimizer, self._terms, self._clip_norm = forward, optimizer, terms, clip_norm
         self._min_rays = max(1, forward.batches.num_patch_rays)
         device = budget.num_rays.device
-        self._live = torch.zeros(3 + len(terms) + len(optimizer.param_groups), device=device)
+        self._live = torch.zeros(_NUM_SCALARS + len(terms) + len(optimizer.param_groups), device=device)
         self._graphs = StepGraphs(device, (forward.batches.generator, forward.generator), records)
         self.attach_rates()
 
     def attach_rates(self) -> None:
         """Let the optimiser read its learning rates here; again after its state has been loaded."""
         for group, rate in zip(
-            self._optimizer.param_groups, self._live[3 + len(self._terms) :].unbind(), strict=True
+            self._optimizer.param_groups, self._live[_NUM_SCALARS + len(self._terms) :].unbind(), strict=True
         ):
             group["lr"] = rate
 
@@ -132,11 +134,12 @@ class DeviceStep:
         """Write this step's values to the device; returns the progress that reads them there."""
         weights = [progress.loss_weights.get(name, 0.0) for name in self._terms]
         inv_s = 0.0 if progress.inv_s is None else progress.inv_s
-        numbers = [progress.cos_anneal, progress.active_levels, inv_s, *weights, *rates]
+        scalars = [progress.cos_anneal, progress.active_levels, inv_s, progress.proposal_anneal]
+        numbers = [*scalars, *weights, *rates]
         # From pinned memory the copy runs on the stream and the host goes on.
         staged = torch.tensor(numbers, dtype=torch.float32, pin_memory=self._live.device.type == "cuda")
         self._live.copy_(staged, non_blocking=True)
-        cos_anneal, active_levels, live_inv_s, *rest = self._live.unbind()
+        cos_anneal, active_levels, live_inv_s, proposal_anneal, *rest = self._live.unbind()
         on_device = dict(zip(self._terms, rest, strict=False))
         live_weights = {name: on_device[name] for name in progress.loss_weights}
         return replace(
@@ -145,6 +148,7 @@ class DeviceStep:
             active_levels=active_levels,
             loss_weights=live_weights,
             inv_s=None if progress.inv_s is None else live_inv_s,
+            proposal_anneal=proposal_anneal,
         )
 
     def _step(self, progress: Progress) -> Float[Tensor, " K"]:

@@ -43,7 +43,7 @@ class Meter:
 
     Args:
         run: whose history and tensorboard the rows go to; closed with the meter.
-        model: asked for its sharpness and its occupancy when a row is written.
+        model: asked for its own numbers (sharpness, occupancy) when a row is written.
         system: names the loss terms, each a column whether it is computed or not, and knows the progress.
         log_every: steps between rows.
         max_steps: for the progress bar.
@@ -101,8 +101,7 @@ class Meter:
             "loss": float(column["loss"][-1]),
             "psnr": self.psnr,
             **{name: last.get(name, 0.0) for name in self._system.terms},
-            **self._model.sharpness_scalars(self._system.progress_at(fraction)),
-            "occupied": self._model.occupancy.share,
+            **self._model.scalars(self._system.progress_at(fraction)),
             "rays": int(column["num_rays"][-1]),
             "samples": int(column["num_samples"][-1]),
             "marched": int(column["num_marched"][-1]),
@@ -119,7 +118,7 @@ class Meter:
             f"step {step}/{self._max_steps}",
             f"loss {values['loss']:.4f}",
             f"PSNR {self.psnr:.2f}",
-            f"1/s {values['inv_s']:.0f}",
+            *([f"1/s {values['inv_s']:.0f}"] if "inv_s" in values else []),
             f"{values['rays_per_second'] / 1e3:.1f}k rays/s",
             f"{values['samples_per_second'] / 1e3:.0f}k samples/s",
             f"{memory_gib():.1f} GiB",

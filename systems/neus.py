@@ -2,23 +2,19 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from process_data.batches import Priors
-from systems import losses, patch_losses
+from systems import losses
 from systems.photo_consistency import photo_consistency
-from systems.schedules import Schedule, check_schedule, is_ever_on, value_at
-from utils.errors import ConfigError
+from systems.schedules import Schedule, check_schedule, value_at
+from systems.system import System, check_weights, given, pixel_terms
 from utils.types import Batch, Field, Progress, RenderOutput
-
-T = TypeVar("T")
-
-PatchTerm = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 GEOMETRY_TERMS = frozenset({"depth", "depth_prior", "normal_prior"})
 """Terms that look at rendered depths or normals."""
@@ -74,13 +70,7 @@ class LossConfig:
     more. No weight has been measured yet; HumanNeRF (Weng et al. 2022) takes 5 times that of rgb_l2."""
 
     def __post_init__(self) -> None:
-        for term in fields(self):
-            check_schedule(f"system.loss.{term.name}", getattr(self, term.name))
-        values = [value_at(getattr(self, term.name), k / 100) for k in range(101) for term in fields(self)]
-        if min(values) < 0:
-            raise ValueError("system.loss: a weight is negative; give 0 or more")
-        if all(sum(values[k : k + len(fields(self))]) == 0 for k in range(0, len(values), len(fields(self)))):
-            raise ValueError("system.loss: all weights are 0; give at least one colour term a weight")
+        check_weights(self)
 
 
 @dataclass(frozen=True)
@@ -156,48 +146,22 @@ class NeuSSystemConfig:
             raise ValueError(f"system.initial_levels: must not be negative, got {self.initial_levels}")
 
 
-class NeuSSystem:
+class NeuSSystem(System[NeuSSystemConfig]):
     """Judges a NeuS render: schedules and unweighted loss terms. It holds no state."""
 
-    def __init__(self, config: NeuSSystemConfig, num_levels: int, has_masks: bool) -> None:
-        self.config = config
-        self.num_levels = num_levels
-        self.terms = [term.name for term in fields(LossConfig)]
-        for name in ("mask", "mask_iou", "free_space"):
-            if not has_masks and self._is_ever_on(name):
-                key = f"system.loss.{name}"
-                raise ConfigError(key, "needs masks", f"set dataset.apply_mask=true, or {key}=0")
-
-    def _is_ever_on(self, name: str) -> bool:
-        return is_ever_on(getattr(self.config.loss, name))
-
-    def check_training(self) -> None:
-        """Make sure that everything a loss term needs is installed, which rendering does without.
-
-        Raises:
-            ConfigError: the ``lpips`` term is on, and its package missing or its patches too small.
-        """
-        if self._is_ever_on("lpips"):
-            size = self.config.patch_size
-            patch_losses.check_lpips("system.loss.lpips", "system.patch_size", size)
+    needs_masks = ("mask", "mask_iou", "free_space")
 
     @property
     def priors(self) -> Priors:
         """What batches have to bring along for the terms that are on at some time."""
-
-        def key_of(*names: str) -> str | None:
-            return next((f"system.loss.{name}" for name in names if self._is_ever_on(name)), None)
-
-        return Priors(
-            depth=key_of("depth", "depth_prior"),
-            normal=key_of("normal_prior"),
-            points=key_of("sparse_points"),
+        return replace(
+            super().priors,
+            depth=self.key_of("depth", "depth_prior"),
+            normal=self.key_of("normal_prior"),
+            points=self.key_of("sparse_points"),
             points_per_batch=self.config.sparse_points_per_step,
             max_error=self.config.sparse_max_error,
-            patches="system.patch_size" if key_of("ssim", "lpips") else None,
-            patch_size=self.config.patch_size,
-            num_patches=self.config.num_patches,
-            windows=key_of("photo_consistency"),
+            windows=self.key_of("photo_consistency"),
             window_rays=self.config.consistency_rays,
             window_width=self.config.consistency_patch,
         )
@@ -208,20 +172,11 @@ class NeuSSystem:
         anneal = 1.0 if config.cos_anneal_end == 0 else min(fraction / config.cos_anneal_end, 1.0)
         opened = value_at([[config.levels_start, 0.0], [config.levels_end, 1.0]], fraction)
         first = min(config.initial_levels, self.num_levels)
-        weights = {name: value_at(getattr(config.loss, name), fraction) for name in self.terms}
-        weights = {name: weight for name, weight in weights.items() if weight > 0}
+        weights = self.weights_at(fraction)
         levels = first + opened * (self.num_levels - first)
         learns = not GEOMETRY_TERMS.isdisjoint(weights)
         inv_s = None if config.inv_s is None else math.exp(value_at(_logarithms(config.inv_s), fraction))
         return Progress(fraction, anneal, levels, weights, learns, inv_s)
-
-    def background_color(
-        self, scene_color: Float[Tensor, "3"], generator: torch.Generator
-    ) -> Float[Tensor, "3"]:
-        """The colour behind masked objects for one training step, 0..1."""
-        if self.config.background == "random":
-            return torch.rand(3, generator=generator, device=generator.device)
-        return scene_color
 
     def loss_terms(
         self,
@@ -240,35 +195,27 @@ class NeuSSystem:
             field: the surface off the rays, for the terms that look at it there.
             generator: of random points, on the device; only such terms draw from it.
         """
-        rays, samples = render.is_served, render.is_sample
-        terms: dict[str, Callable[[], Tensor]] = {
-            "rgb_l1": lambda: losses.rgb_l1(render.rgb, batch.rgb, rays),
-            "rgb_l2": lambda: losses.rgb_l2(render.rgb, batch.rgb, rays),
-            "rgb_charbonnier": lambda: losses.rgb_charbonnier(render.rgb, batch.rgb, rays),
-            "eikonal": lambda: losses.eikonal(render.gradient, samples),
-            "mask": lambda: losses.mask_bce(render.opacity, _given(batch.mask), rays),
-            "mask_iou": lambda: losses.mask_iou(render.opacity, _given(batch.mask), rays),
+        samples = render.is_sample
+        terms: dict[str, Callable[[], Tensor]] = pixel_terms(render, batch) | {
+            "eikonal": lambda: losses.eikonal(given(render.gradient), samples),
             "free_space": lambda: self._free_space(batch, field, generator),
-            "opacity": lambda: losses.opacity_entropy(render.opacity, rays),
-            "sparsity": lambda: losses.sparsity(render.sdf, self.config.sparsity_scale, samples),
-            "sparse_points": lambda: losses.sparse_points(field(_given(batch.points))[0]),
+            "sparsity": lambda: losses.sparsity(given(render.sdf), self.config.sparsity_scale, samples),
+            "sparse_points": lambda: losses.sparse_points(field(given(batch.points))[0]),
             "depth": lambda: _depth(render, batch),
             "depth_prior": lambda: _depth_prior(render, batch),
             "normal_prior": lambda: _normal_prior(render, batch),
-            "photo_consistency": lambda: photo_consistency(render, batch, _given(batch.windows)(), field),
+            "photo_consistency": lambda: photo_consistency(render, batch, given(batch.windows)(), field),
             "eikonal_random": lambda: self._eikonal_random(field, generator),
             "eikonal_near": lambda: self._eikonal_near(render, field, generator),
             "laplacian": lambda: self._laplacian(render, field),
             "curvature": lambda: self._curvature(render, field, generator),
-            "ssim": lambda: _on_patches(patch_losses.patch_ssim, render, batch),
-            "lpips": lambda: _on_patches(patch_losses.patch_lpips, render, batch),
         }
         return {name: terms[name]() for name in progress.loss_weights}
 
     def _free_space(self, batch: Batch, field: Field, generator: torch.Generator) -> Tensor:
         # The last ones: single rays, where patches lead a batch. That they are rendered is not needed.
         last = slice(-self.config.free_space_points, None)
-        rays, mask = batch.rays[last], _given(batch.mask)[last]
+        rays, mask = batch.rays[last], given(batch.mask)[last]
         share = torch.rand(len(rays), generator=generator, device=generator.device)
         distance = torch.lerp(rays.near, rays.far, share)
         positions = torch.addcmul(rays.origins, rays.directions, distance[:, None])
@@ -300,12 +247,12 @@ class NeuSSystem:
         positions = losses.axis_neighbours(render.positions[first], step)
         neighbours = field(positions.flatten(0, 1))[0].view(-1, 6)
         keep = None if render.is_sample is None else render.is_sample[first]
-        return losses.laplacian(losses.second_differences(render.sdf[first], neighbours, step), keep)
+        return losses.laplacian(losses.second_differences(given(render.sdf)[first], neighbours, step), keep)
 
     def _curvature(self, render: RenderOutput, field: Field, generator: torch.Generator) -> Tensor:
         # Rays come in random order, and so do the first ones' samples (of patches, where there are any).
         first, step = slice(self.config.random_points_per_step), self.config.curvature_step
-        gradient = render.gradient[first]
+        gradient = given(render.gradient)[first]
         noise = torch.randn(gradient.shape, generator=generator, device=generator.device)
         tangent = losses.tangents(gradient.detach(), noise)
         _, shifted = field(render.positions[first] + step * tangent)
@@ -329,21 +276,15 @@ def _logarithms(schedule: Schedule) -> Schedule:
 # What is rendered against what was measured
 
 
-def _given(values: T | None) -> T:
-    """What a batch brings along because a term asked for it."""
-    assert values is not None, "a term is on that the batches do not know of"
-    return values
-
-
 def _rendered_depth(render: RenderOutput, batch: Batch) -> Float[Tensor, " R"]:
     """Mean depth along the optical axis, scene units; beside the surface anything finite."""
-    return render.mean_depth * _given(batch.axis_cosine)
+    return render.mean_depth * given(batch.axis_cosine)
 
 
 def _depth(render: RenderOutput, batch: Batch) -> Tensor:
-    target, rays = _given(batch.depth), batch.rays
+    target, rays = given(batch.depth), batch.rays
     # What was measured in front of the unit sphere or behind it is none of the surface.
-    distance = target / _given(batch.axis_cosine)
+    distance = target / given(batch.axis_cosine)
     is_inside = (target > 0) & (distance > rays.near) & (distance < rays.far)
     return losses.depth_l1(
         _rendered_depth(render, batch), target, render.shows_surface(batch.mask) & is_inside
@@ -351,18 +292,13 @@ def _depth(render: RenderOutput, batch: Batch) -> Tensor:
 
 
 def _depth_prior(render: RenderOutput, batch: Batch) -> Tensor:
-    target = _given(batch.depth)
+    target = given(batch.depth)
     keep = render.shows_surface(batch.mask) & (target > 0)
     return losses.depth_prior(_rendered_depth(render, batch), target, batch.rays.camera_indices, keep)
 
 
 def _normal_prior(render: RenderOutput, batch: Batch) -> Tensor:
-    target = _given(batch.normal)
+    target = given(batch.normal)
     keep = render.shows_surface(batch.mask) & (target.square().sum(dim=1) > 0.5)
     normal = torch.nn.functional.normalize(render.normal, dim=1, eps=1e-6)
     return losses.normal_prior(normal, target, keep)
-
-
-def _on_patches(term: PatchTerm, render: RenderOutput, batch: Batch) -> Tensor:
-    keep = None if render.is_served is None else batch.whole_patches(render.is_served)
-    return term(batch.patches(render.rgb), batch.patches(batch.rgb), keep)

@@ -43,7 +43,7 @@ def render_view(
         ExportError: the device has no memory for a single ray.
     """
     width, height = grid_size(cameras, index, scale)
-    device = model.variance.device
+    device = model.device
     rays = image_rays(cameras, index, scale).to(device)
     background = torch.tensor(background_color, device=device)
 

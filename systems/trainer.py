@@ -209,7 +209,7 @@ class Trainer:
             if not finite:
                 self.handle_bad_step(judgement)
             record = StepRecord.of(judgement, finite)
-            num_samples = len(judgement.render.sdf)
+            num_samples = len(judgement.render.weights)
             self.num_rays = next_num_rays(self.num_rays, num_samples, self.config, self.min_rays)
         if self.step % self.config.occupancy_every == 0:
             self.model.update_occupancy(progress, self.generator)

@@ -26,7 +26,13 @@ def dataclass_of(hint: Any) -> type | None:
 def fields_of(hint: Any) -> dict[str, Any] | None:
     """Keys and their types below a dataclass (an optional one, one of several by name), else ``None``."""
     if isinstance(hint, Mapping):
-        return {key: below for option in hint.values() for key, below in (fields_of(option) or {}).items()}
+        merged: dict[str, Any] = {}
+        for name, option in hint.items():
+            for key, below in (fields_of(option) or {}).items():
+                # A key may be a section in several of them, each with keys of its own.
+                known = merged.get(key, below)
+                merged[key] = below if known == below else {"": known, name: below}
+        return merged
     cls = dataclass_of(hint)
     if cls is None:
         return None

@@ -34,6 +34,7 @@ __all__ = [
     "ImageStack",
     "Lens",
     "Progress",
+    "RayHistogram",
     "RaySamples",
     "Rays",
     "RenderOutput",
@@ -209,6 +210,20 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class RayHistogram:
+    """How the light of R rays is spread over N intervals each."""
+
+    edges: Float[Tensor, "R N_plus_1"]
+    """Normalised distances, 0..1, not falling along a ray."""
+    weights: Float[Tensor, "R N"]
+    """Of a proposal, or of what was rendered."""
+
+    def __post_init__(self) -> None:
+        r, n = self.weights.shape
+        assert self.edges.shape == (r, n + 1)
+
+
+@dataclass(frozen=True)
 class RenderOutput:
     """What a model shows along R rays, and what the losses need per sample."""
 
@@ -219,26 +234,32 @@ class RenderOutput:
     depth: Float[Tensor, " R"]
     """Sum of weights times distance along the ray; divided by the opacity it is the mean distance."""
     normal: Float[Tensor, "R 3"]
-    """Weighted mean of unit normals in scene space (length <= 1)."""
+    """Weighted mean of unit normals in scene space (length <= 1). Radiance fields have them outside of
+    training only, where they are zeros."""
     positions: Float[Tensor, "S 3"]
     """Centres of the samples in scene space."""
-    sdf: Float[Tensor, " S"]
-    gradient: Float[Tensor, "S 3"]
-    """d sdf / d position per sample."""
     weights: Float[Tensor, " S"]
     num_marched: int | Int64[Tensor, ""]
     """Samples proposed by the marcher, before those that nothing can see were dropped."""
+    sdf: Float[Tensor, " S"] | None = None
+    """``None``, as the gradient, for radiance fields."""
+    gradient: Float[Tensor, "S 3"] | None = None
+    """d sdf / d position per sample."""
     is_sample: Bool[Tensor, " S"] | None = None
     """Samples that belong to a ray; the others are padding. ``None``: all."""
     is_served: Bool[Tensor, " R"] | None = None
     """Rays that were rendered; of the others the pixels mean nothing. ``None``: all."""
     laplacian: Float[Tensor, " S"] | None = None
     """Divergence of the gradient per sample, 1 / scene units; ``None`` where gradients are analytic."""
+    histograms: tuple[RayHistogram, ...] = ()
+    """Of methods that place samples by proposals: the proposals', then the last level's."""
+    rgb_coarse: Float[Tensor, "R 3"] | None = None
+    """Of methods with a coarse network that sees the photographs, too: what it shows."""
 
     @property
     def num_samples(self) -> int | Int64[Tensor, ""]:
         """Samples that were rendered; on the device where there is padding."""
-        return len(self.sdf) if self.is_sample is None else self.is_sample.sum()
+        return len(self.weights) if self.is_sample is None else self.is_sample.sum()
 
     @property
     def num_rays(self) -> int | Int64[Tensor, ""]:
@@ -281,3 +302,5 @@ class Progress:
     """Whether a term looks at rendered depths or normals, which otherwise have no gradient."""
     inv_s: float | Float[Tensor, ""] | None = None
     """Prescribed sharpness of the density; ``None``: the learned one."""
+    proposal_anneal: float | Float[Tensor, ""] = 1.0
+    """Exponent of the proposals' weights when samples are drawn from them: 0 = evenly, 1 = as they say."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from encoder import HashGridConfig, hashgrid
-from models import build_model, compositing, marching, mlp, neus, sdf_network
+from models import build_model, chunks, compositing, marching, mlp, sdf_network
 from models.backends import Backends
 from models.background import BackgroundConfig
 from models.fields import RadianceConfig, SDFConfig
@@ -440,7 +440,7 @@ def test_a_prescribed_sharpness_is_not_learned() -> None:
     model = sphere_model(inv_s=20.0)
     prescribed = replace(DONE, inv_s=640.0)
     assert model.inv_s(prescribed).item() == 640.0
-    assert model.sharpness_scalars(prescribed) == {"inv_s": 640.0}
+    assert model.scalars(prescribed) == {"inv_s": 640.0, "occupied": model.occupancy.share}
     rays = random_rays(20)
     sharp = model.render(rays, prescribed, GREEN)
     sharp.rgb.sum().backward()
@@ -452,11 +452,13 @@ def test_a_prescribed_sharpness_is_not_learned() -> None:
 def test_sharpness_of_a_density_is_one_over_beta() -> None:
     model = sphere_model(inv_s=20.0, density="volsdf")
     assert model.inv_s(DONE).item() == pytest.approx(20.0, rel=1e-5)
-    assert model.sharpness_scalars(DONE) == pytest.approx({"inv_s": 20.0, "beta": 0.05}, rel=1e-5)
+    assert model.scalars(DONE) == pytest.approx(
+        {"inv_s": 20.0, "beta": 0.05, "occupied": model.occupancy.share}, rel=1e-5
+    )
     with torch.no_grad():
         model.variance.fill_(50.0)
-    assert model.sharpness_scalars(DONE)["beta"] == pytest.approx(1e-4)
-    assert list(sphere_model().sharpness_scalars(DONE)) == ["inv_s"]
+    assert model.scalars(DONE)["beta"] == pytest.approx(1e-4)
+    assert list(sphere_model().scalars(DONE)) == ["inv_s", "occupied"]
 
 
 def test_parameter_groups_hold_each_parameter_once() -> None:
@@ -480,7 +482,7 @@ def test_queries_agree_with_the_fields(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = model.radiance(outputs, directions, torch.arange(50), normal)
     # In one piece and in pieces of seven.
     for chunk in (2**17, 7):
-        monkeypatch.setitem(neus._CHUNK, "cpu", chunk)
+        monkeypatch.setitem(chunks._CHUNK, "cpu", chunk)
         surface = model.frozen_at(DONE)
         sdf, slopes = surface.query_sdf(positions), surface.query_gradient(positions)
         rgb = surface.query_color(positions, directions)

@@ -44,7 +44,7 @@ class Limited:
     """A model on a device on which more than ``limit`` rays do not fit."""
 
     def __init__(self, model: Any, limit: int) -> None:
-        self.model, self.limit, self.variance = model, limit, model.variance
+        self.model, self.limit, self.device = model, limit, model.device
         self.chunks: list[int] = []
 
     def render(self, rays: Rays, progress: Progress, background: Tensor) -> RenderOutput:

@@ -412,7 +412,7 @@ def render_of(batch: Batch, points: Tensor) -> RenderOutput:
     empty = torch.zeros(0)
     return RenderOutput(
         *(torch.zeros(rows, 3), torch.full((rows,), 0.8), 0.8 * distance, torch.zeros(rows, 3)),
-        *(torch.zeros(0, 3), empty, torch.zeros(0, 3), empty, 0),
+        *(torch.zeros(0, 3), empty, 0),
     )
 
 

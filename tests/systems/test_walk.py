@@ -8,8 +8,8 @@ from tiny import new_trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 WALK = [
-    *("systems/trainer.py", "systems/neus.py", "systems/schedules.py", "systems/step.py"),
-    *("process_data/batches.py", "process_data/cameras.py", "utils/types.py"),
+    *("systems/trainer.py", "systems/neus.py", "systems/system.py", "systems/schedules.py"),
+    *("systems/step.py", "process_data/batches.py", "process_data/cameras.py", "utils/types.py"),
     *("models/neus.py", "models/marching/__init__.py", "models/marching/cpu.py"),
     *("models/marching/packing.py", "models/opacity.py"),
     *("models/fields.py", "models/sdf_network/__init__.py", "models/sdf_network/cpu.py"),
@@ -17,7 +17,7 @@ WALK = [
     *("encoder/hashgrid/geometry.py", "encoder/hashgrid/cpu.py"),
     *("encoder/spherical.py", "models/mlp/__init__.py", "models/mlp/reference.py", "utils/padding.py"),
     *("models/compositing/__init__.py", "models/compositing/cpu.py"),
-    *("systems/losses.py", "models/occupancy.py"),
+    *("systems/losses.py", "models/occupancy.py", "models/chunks.py"),
 ]
 """In the order in which a step enters them first."""
 

@@ -1,0 +1,104 @@
+"""The surface of a radiance field: the level set of its density.
+
+Surface extraction and everything after it ask for a signed distance. A density gives the side of a position
+at once and the distance only roughly, as follows:
+
+    in cells that are sampled   a thin ramp, tanh(log(level / density)) * 0.001: never too far from zero for
+                                the extraction to pass over
+    elsewhere                   the distance to the nearest of these cells, which is positive: nothing there
+"""
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor
+
+from models.chunks import in_chunks
+
+_RAMP = 1e-3
+"""Largest value where there may be a surface, scene units: far below the distance within which the extraction
+looks again, at any resolution up to 4000."""
+
+
+@runtime_checkable
+class DensityModel(Protocol):
+    """What a surface asks of a radiance field, in scene space."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it wants its positions."""
+
+    def query_density(self, positions: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
+        """Density, 1 / scene units, differentiable in the positions."""
+
+    def query_color(
+        self, positions: Float[Tensor, "P 3"], directions: Float[Tensor, "P 3"]
+    ) -> Float[Tensor, "P 3"]:
+        """Colour 0..1 seen along unit directions that point away from the viewer."""
+
+
+def density_normals(
+    density: Callable[[Float[Tensor, "S 3"]], Float[Tensor, " S"]], positions: Float[Tensor, "S 3"]
+) -> Float[Tensor, "S 3"]:
+    """Unit vectors that point to where the density falls; zeros where it is flat."""
+    with torch.enable_grad():
+        at = positions.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(density(at).sum(), at)
+    return -torch.nn.functional.normalize(gradient, dim=1, eps=1e-12)
+
+
+class DensitySurface:
+    """Where a density passes a level, for whoever asks about a surface: export, previews, tests.
+
+    Args:
+        model: the radiance field.
+        level: density of the surface, 1 / scene units.
+        occupied: cells over [-1, 1]^3, indexed ``[z, y, x]``, outside of which there is nothing; ``None``:
+            there may be something anywhere.
+    """
+
+    def __init__(self, model: DensityModel, level: float, occupied: Bool[Tensor, "G G G"] | None) -> None:
+        self.model, self.level = model, level
+        self._gap: Float[Tensor, "G G G"] | None = None
+        if occupied is not None and bool(occupied.any()):
+            cell = 2.0 / len(occupied)
+            gap = torch.from_numpy(distance_transform_edt(~occupied.cpu().numpy())).float() * cell
+            # From anywhere in a cell to anywhere in another it may be a diagonal less than between centres.
+            self._gap = (gap - 3**0.5 * cell).clamp(min=0.0).to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where positions have to live."""
+        return self.model.device
+
+    @torch.no_grad()
+    def query_sdf(self, positions: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
+        """Negative where the density is above the level; see the module for what the value says."""
+
+        def ramp(chunk: Tensor) -> Tensor:
+            density = self.model.query_density(chunk)
+            return _RAMP * torch.tanh(torch.log(self.level / density.clamp(min=1e-10)))
+
+        if self._gap is None:
+            return in_chunks(ramp, positions)
+        size = len(self._gap)
+        x, y, z = ((positions + 1.0) * (0.5 * size)).floor().long().clamp(0, size - 1).unbind(1)
+        gap = self._gap[z, y, x]
+        return torch.where(gap > 0.0, _RAMP + gap, in_chunks(ramp, positions))
+
+    def query_gradient(self, positions: Float[Tensor, "P 3"]) -> Float[Tensor, "P 3"]:
+        """Unit normals, which point to where the density falls."""
+        return in_chunks(lambda chunk: density_normals(self.model.query_density, chunk), positions)
+
+    @torch.no_grad()
+    def query_color(
+        self, positions: Float[Tensor, "P 3"], directions: Float[Tensor, "P 3"]
+    ) -> Float[Tensor, "P 3"]:
+        """Colour 0..1 seen along unit directions that point away from the viewer."""
+        return in_chunks(
+            lambda chunk: self.model.query_color(chunk[:, :3].contiguous(), chunk[:, 3:]),
+            torch.cat([positions, directions], dim=1),
+        )

@@ -1,0 +1,74 @@
+"""Training rules of the radiance family: colours, and where its methods place samples."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from systems.system import System, check_weights, pixel_terms
+from utils.types import Batch, Field, Progress, RenderOutput
+
+
+@dataclass(frozen=True)
+class RadianceLossConfig:
+    """Weight of each term: a number, or a schedule of [fraction, value] pairs; with 0 it is not computed."""
+
+    rgb_l1: Any = 0.0
+    rgb_l2: Any = 1.0
+    rgb_charbonnier: Any = 0.0
+    mask: Any = 0.0
+    """Binary cross entropy of opacity and mask; needs masks."""
+    mask_iou: Any = 0.0
+    """1 - intersection over union of opacity and mask; needs masks."""
+    opacity: Any = 0.0
+    """Entropy of the rays' opacities: all or nothing."""
+    ssim: Any = 0.0
+    """1 - structural similarity of patches (Wang et al. 2004)."""
+    lpips: Any = 0.0
+    """Perceptual distance of patches (Zhang et al. 2018); needs the package lpips and a patch_size of 32 or
+    more."""
+
+    def __post_init__(self) -> None:
+        check_weights(self)
+
+
+@dataclass(frozen=True)
+class RadianceSystemConfig:
+    """Loss terms of radiance fields."""
+
+    name: str = "nerf-ngp"
+    loss: RadianceLossConfig = RadianceLossConfig()
+    patch_size: int = 11
+    """Pixels along a side of the patches that the ssim and lpips terms look at."""
+    num_patches: int = 4
+    """Patches in each batch while one of these terms is on at any time of the run."""
+    background: Literal["random", "scene"] = "random"
+    """Colour behind masked objects in training: a new one every step, which forbids the field to imitate it,
+    or the scene's own (dataset.background)."""
+
+    def __post_init__(self) -> None:
+        for key, low in (("patch_size", 3), ("num_patches", 1)):
+            if getattr(self, key) < low:
+                raise ValueError(f"system.{key}: must be at least {low}, got {getattr(self, key)}")
+
+
+class RadianceSystem(System[RadianceSystemConfig]):
+    """Judges what a radiance field renders. It holds no state."""
+
+    def progress_at(self, fraction: float) -> Progress:
+        """Everything that depends on the fraction (0..1) of training done."""
+        return Progress(fraction, 1.0, float(self.num_levels), self.weights_at(fraction))
+
+    def loss_terms(
+        self,
+        render: RenderOutput,
+        batch: Batch,
+        progress: Progress,
+        field: Field,
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """The unweighted terms that have a weight now; neither ``field`` nor ``generator`` is needed."""
+        terms: dict[str, Callable[[], Tensor]] = pixel_terms(render, batch)
+        return {name: terms[name]() for name in progress.loss_weights}
