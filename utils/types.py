@@ -34,6 +34,7 @@ __all__ = [
     "ImageStack",
     "Lens",
     "Progress",
+    "RayHistogram",
     "RaySamples",
     "Rays",
     "RenderOutput",
@@ -181,6 +182,20 @@ class RaySamples:
     def directions(self, rays: Rays) -> Float[Tensor, "S 3"]:
         """The unit direction of each sample's ray."""
         return rays.directions.index_select(0, self.ray_indices)
+
+
+@dataclass(frozen=True)
+class RayHistogram:
+    """How the weights of R rays are spread over N intervals each."""
+
+    edges: Float[Tensor, "R N_plus_1"]
+    """Normalised distance s, 0..1, not falling along a ray."""
+    weights: Float[Tensor, "R N"]
+    """Of the level that was rendered, or of a proposal."""
+
+    def __post_init__(self) -> None:
+        r, n = self.weights.shape
+        assert self.edges.shape == (r, n + 1)
 
 
 @dataclass(frozen=True)
