@@ -34,6 +34,13 @@ def test_shares_by_hand() -> None:
     torch.testing.assert_close(invert_cumulative(edges, weights, shares), expected, atol=1e-5, rtol=0)
 
 
+def test_a_share_at_an_interval_without_weight_lies_behind_it() -> None:
+    edges = torch.tensor([[0.0, 1.0, 2.0, 3.0, 4.0]])
+    weights = torch.tensor([[0.0, 1.0, 0.0, 1.0]])
+    distances = invert_cumulative(edges, weights, torch.tensor([[0.0, 0.5, 0.75]]))
+    torch.testing.assert_close(distances, torch.tensor([[1.0, 3.0, 3.5]]))
+
+
 def test_shares_against_numpy() -> None:
     edges, weights = histogram()
     shares = torch.rand(6, 200, dtype=torch.float64)

@@ -73,6 +73,12 @@ def test_a_proposal_that_is_the_level_itself_misses_nothing() -> None:
     assert float(interlevel(generous, inner)) == 0.0
 
 
+def test_intervals_that_merely_touch_do_not_share_weight() -> None:
+    inner = RayHistogram(torch.tensor([[0.0, 0.25, 0.5, 1.0]]), torch.tensor([[0.2, 0.4, 0.2]]))
+    loss = interlevel(RayHistogram(inner.edges, 0.5 * inner.weights), inner)
+    assert float(loss) == pytest.approx(0.05 + 0.1 + 0.05, rel=1e-5)
+
+
 def test_interlevel_teaches_the_proposal_alone() -> None:
     inner, outer = histogram(3, 6, seed=1), histogram(3, 4, seed=2)
     for tensor in (inner.edges, inner.weights, outer.edges, outer.weights):
