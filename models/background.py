@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from encoder import HashGrid, HashGridConfig, encode_spherical_harmonics
 from models.backends import Backends
 from models.compositing import accumulate, render_weights
+from models.contraction import CONTRACTED_RADIUS, contract
 from models.fields import make_network
 from models.mlp import Precision
 from utils.types import Rays
@@ -52,15 +53,6 @@ class BackgroundConfig:
             raise ValueError(f"model.background.far: must be above 2 (the sphere's diameter), got {self.far}")
 
 
-def contract(positions: Float[Tensor, "P 3"]) -> Float[Tensor, "P 3"]:
-    """Map all of space into the ball of radius 2; the unit ball stays as it is.
-
-    x -> (2 - 1 / |x|) x / |x| for |x| > 1 (mip-NeRF 360, equation 10): (4, 0, 0) becomes (1.75, 0, 0).
-    """
-    norm = positions.norm(dim=1, keepdim=True).clamp(min=1.0)
-    return (2.0 - 1.0 / norm) / norm * positions
-
-
 class Background(nn.Module):
     """Colour of rays beyond the unit sphere."""
 
@@ -71,7 +63,7 @@ class Background(nn.Module):
         self.num_samples, self.far = config.num_samples, config.far
         self.direction_degree = config.direction_degree
         self.backend = backends.compositing
-        self.grid = HashGrid(config.hash_grid, bound=2.0, backend=backends.hash_grid)
+        self.grid = HashGrid(config.hash_grid, bound=CONTRACTED_RADIUS, backend=backends.hash_grid)
         density_widths = [self.grid.width, config.hidden_width, 1 + self._feature_width]
         self.density_network = make_network(density_widths, backends.network, config.precision)
         inputs = self._feature_width + config.direction_degree**2

@@ -185,6 +185,20 @@ class RaySamples:
 
 
 @dataclass(frozen=True)
+class RayHistogram:
+    """How the weights of R rays are spread over N intervals each."""
+
+    edges: Float[Tensor, "R N_plus_1"]
+    """Normalised distance s, 0..1, not falling along a ray."""
+    weights: Float[Tensor, "R N"]
+    """Of the level that was rendered, or of a proposal."""
+
+    def __post_init__(self) -> None:
+        r, n = self.weights.shape
+        assert self.edges.shape == (r, n + 1)
+
+
+@dataclass(frozen=True)
 class Budget:
     """Sizes of a training step's buffers on a GPU, where nobody waits to learn how much they hold.
 

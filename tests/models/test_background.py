@@ -9,7 +9,8 @@ from torch import Tensor
 
 from encoder import HashGridConfig, encode_spherical_harmonics
 from models.backends import Backends
-from models.background import Background, BackgroundConfig, contract
+from models.background import Background, BackgroundConfig
+from models.contraction import contract
 from utils.types import Rays
 
 GRID = HashGridConfig(num_levels=2, log2_table_size=8, base_resolution=4, max_resolution=8)
@@ -31,39 +32,6 @@ def mixed_rays() -> Rays:
     return rays_of(
         origins, directions, torch.tensor([2.0, 1.0, 1.0, 0.0]), torch.tensor([4.0, 0.0, 0.0, 0.5])
     )
-
-
-def test_contraction_by_hand() -> None:
-    positions = torch.tensor(
-        [[4.0, 0, 0], [0, -2.0, 0], [0, 3.0, 4.0], [0.3, 0.4, 0.0], [0, 0, 0], [0, 0, 1e6]]
-    )
-    expected = torch.tensor(
-        [[1.75, 0, 0], [0, -1.5, 0], [0, 1.08, 1.44], [0.3, 0.4, 0.0], [0, 0, 0], [0, 0, 2.0]]
-    )
-    torch.testing.assert_close(contract(positions), expected)
-
-
-def test_contraction_is_smooth_at_the_unit_sphere() -> None:
-    directions = torch.nn.functional.normalize(torch.randn(50, 3, dtype=torch.float64), dim=1)
-    inside, outside = contract(directions * (1 - 1e-6)), contract(directions * (1 + 1e-6))
-    torch.testing.assert_close(outside - inside, 2e-6 * directions, atol=1e-11, rtol=0)
-
-
-def test_contraction_keeps_order_and_stays_below_two() -> None:
-    direction = torch.nn.functional.normalize(torch.randn(1, 3), dim=1)
-    distances = torch.logspace(-2, 5, 300)
-    contracted = contract(distances[:, None] * direction)
-    lengths = contracted.norm(dim=1)
-    assert (lengths.diff() >= 0).all()
-    assert (lengths <= 2.0 + 1e-6).all()
-    expected = torch.where(distances > 1, 2 - 1 / distances, distances)
-    torch.testing.assert_close(lengths, expected)
-
-
-def test_contraction_has_finite_gradients() -> None:
-    positions = torch.tensor([[0.0, 0, 0], [1.0, 0, 0], [1e20, 0, 0], [5.0, 1.0, 2.0]], requires_grad=True)
-    (gradient,) = torch.autograd.grad(contract(positions).sum(), positions)
-    assert gradient.isfinite().all()
 
 
 def test_distances_by_hand() -> None:

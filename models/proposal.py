@@ -1,0 +1,239 @@
+"""Proposal sampling: small density fields that learn where the samples of a large one are needed.
+
+    s = 0 |--|--|--|--|--|--|--|--|--|--| 1    even intervals            ─> density 0 ─> weights
+          |----|--|-|||-|--|-----|------|      where these weigh most    ─> density 1 ─> weights
+          |------|---||||||---|---------|      where these weigh most    ─> the model's own field
+
+Each proposal is a hash grid with a tiny network. It is not trained on colours: the interlevel loss holds its
+weights above those of the level below (``systems/histogram_losses.py``). Samples are placed outside of
+autograd, so that neither teaches the other where to look.
+
+Optical depth is density times the length of an interval in the space in which the fields live: scene units
+within radius 1, and shrinking beyond where space is contracted. There, far intervals, hundreds of units long,
+would be opaque at the faintest density; and what matters of a proposal is only that its weights bound others.
+
+Source: mip-NeRF 360 (Barron et al. 2022), section 3; hash-grid fields as nerfacto's (Tancik et al. 2023).
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from encoder import HashGrid, HashGridConfig
+from models.backends import Backends
+from models.compositing import render_weights
+from models.contraction import ContractionNorm, contract
+from models.fields import make_network
+from models.mlp import Precision
+from models.resampling import anneal, resample_intervals
+from models.spacing import Spacing, distances_from_s
+from utils.types import RayHistogram, Rays
+
+MAX_LOG_DENSITY = 15.0
+"""Above this the density's exponential goes on as a constant: neither it nor its gradient overflows."""
+
+
+@dataclass(frozen=True)
+class ProposalConfig:
+    """Fields that propose where samples are needed."""
+
+    num_samples: tuple[int, ...] = (64, 48)
+    """Samples per ray of each proposal."""
+    max_resolutions: tuple[int, ...] = (64, 256)
+    """Cells per axis of the finest level of each proposal's hash grid."""
+    num_levels: int = 5
+    """Levels of each of these grids."""
+    log2_table_size: int = 15
+    """A level keeps at most 2^this entries (nerfacto: 17)."""
+    base_resolution: int = 16
+    """Cells per axis of the coarsest level."""
+    hidden_width: int = 16
+    """Units of each network's one hidden layer."""
+    padding: float = 0.01
+    """Added to all weights of a ray before new samples are drawn (nerfacto's): the fraction of them that is
+    spread evenly over the intervals is at least padding x intervals / (1 + padding x intervals)."""
+    precision: Precision = "tf32"
+    """Of the matrix products on a GPU (CPUs compute in float32)."""
+
+    def __post_init__(self) -> None:
+        if not self.num_samples or min(self.num_samples) < 2:
+            raise ValueError(
+                f"model.proposal.num_samples: must be one number per proposal, each at least 2, "
+                f"got {list(self.num_samples)}"
+            )
+        if len(self.max_resolutions) != len(self.num_samples):
+            raise ValueError(
+                f"model.proposal.max_resolutions: must be as many numbers as num_samples has "
+                f"({len(self.num_samples)}), got {list(self.max_resolutions)}"
+            )
+        if self.hidden_width < 1:
+            raise ValueError(f"model.proposal.hidden_width: must be at least 1, got {self.hidden_width}")
+        if self.padding < 0:
+            raise ValueError(f"model.proposal.padding: must not be negative, got {self.padding}")
+        for resolution in self.max_resolutions:
+            try:
+                self.hash_grid(resolution)
+            except ValueError as error:
+                raise ValueError(f"model.proposal: {error}") from None
+
+    def hash_grid(self, max_resolution: int) -> HashGridConfig:
+        """The grid of one proposal."""
+        return HashGridConfig(
+            num_levels=self.num_levels,
+            log2_table_size=self.log2_table_size,
+            base_resolution=self.base_resolution,
+            max_resolution=max_resolution,
+        )
+
+
+@dataclass(frozen=True)
+class RayIntervals:
+    """N intervals that tile a stretch of each of R rays, and the box through which they lead."""
+
+    s: Float[Tensor, "R N_plus_1"]
+    """Edges in normalised distance, 0..1."""
+    t: Float[Tensor, "R N_plus_1"]
+    """Edges in distance, scene units."""
+    positions: Float[Tensor, "R_N 3"]
+    """The intervals' middles where the fields live (contracted, if space is), one ray after another."""
+    lengths: Float[Tensor, "R N"]
+    """Of the intervals, measured there."""
+
+    @property
+    def t_middle(self) -> Float[Tensor, "R N"]:
+        """Distances of the middles, scene units."""
+        return 0.5 * (self.t[:, 1:] + self.t[:, :-1])
+
+
+def density_of(raw: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """Density exp(x - 1) of a network's output x, bounded at e^15 (instant-ngp's exponential, shifted)."""
+    return torch.exp((raw - 1.0).clamp(max=MAX_LOG_DENSITY))
+
+
+def composite_weights(
+    density: Float[Tensor, " R_N"], lengths: Float[Tensor, "R N"], ends: bool, backend: str
+) -> Float[Tensor, "R N"]:
+    """Weights of a dense block of intervals: w_i = T_i (1 - exp(-density_i length_i)).
+
+    Args:
+        density: one ray after another.
+        lengths: of the intervals.
+        ends: whether the last interval is opaque, so that the weights sum to 1.
+        backend: of the compositing.
+
+    Source: NeRF (Mildenhall et al. 2020), equation 3.
+    """
+    num_rays, num = lengths.shape
+    alpha = 1.0 - torch.exp(-density.view(num_rays, num) * lengths)
+    if ends:
+        alpha = torch.cat([alpha[:, :-1], torch.ones_like(alpha[:, :1])], dim=1)
+    offsets = torch.arange(num_rays + 1, device=alpha.device) * num
+    return render_weights(alpha.reshape(-1), offsets, backend).view(num_rays, num)
+
+
+class DensityField(nn.Module):
+    """Density alone, on a small hash grid: a proposal's."""
+
+    def __init__(self, config: ProposalConfig, max_resolution: int, bound: float, backends: Backends) -> None:
+        super().__init__()
+        self.grid = HashGrid(config.hash_grid(max_resolution), bound, backends.hash_grid)
+        widths = [self.grid.width, config.hidden_width, 1]
+        self.network = make_network(widths, backends.network, config.precision)
+
+    def forward(
+        self, positions: Float[Tensor, "S 3"], count: Int64[Tensor, ""] | None = None
+    ) -> Float[Tensor, " S"]:
+        """Density per unit of the field's space; of rows from ``count`` on it means nothing."""
+        encoded = self.grid(positions, float(self.grid.num_levels), count)
+        return density_of(self.network(encoded, count)[:, 0])
+
+
+class ProposalSampler(nn.Module):
+    """Places a fixed number of samples on each ray, where proposals expect its light to end.
+
+    Args:
+        config: the proposals.
+        num_samples: intervals per ray that come out, at least 2.
+        spacing: what the first, even intervals are even in.
+        contraction: of the space in which the fields live; ``None``: none.
+        bound: half the side of the cube that the fields cover, contracted units.
+        ends: whether every ray ends in its last interval, the background being part of the scene.
+        backends: of the grids, networks and compositing.
+    """
+
+    def __init__(
+        self,
+        config: ProposalConfig,
+        num_samples: int,
+        *,
+        spacing: Spacing,
+        contraction: ContractionNorm | None,
+        bound: float,
+        ends: bool,
+        backends: Backends,
+    ) -> None:
+        super().__init__()
+        self._counts = (*config.num_samples, num_samples)
+        self._padding, self._spacing, self._contraction = config.padding, spacing, contraction
+        self._ends, self._backend = ends, backends.compositing
+        self.fields = nn.ModuleList(
+            DensityField(config, resolution, bound, backends) for resolution in config.max_resolutions
+        )
+
+    def forward(
+        self,
+        rays: Rays,
+        near: Float[Tensor, " R"],
+        far: Float[Tensor, " R"],
+        exponent: float | Float[Tensor, ""],
+        generator: torch.Generator | None,
+        num_rays: Int64[Tensor, ""] | None = None,
+    ) -> tuple[RayIntervals, tuple[RayHistogram, ...]]:
+        """Intervals for the model's own field, and what the proposals said.
+
+        Args:
+            rays: origins and directions; their unit sphere plays no part.
+            near: where the intervals begin, scene units, above 0.
+            far: where they end, above ``near``.
+            exponent: on the proposals' weights, 0..1: low in the beginning, when they know little.
+            generator: one jitter per ray and level; ``None``: none.
+            num_rays: on the device; of rays from here on the results mean nothing but are finite.
+
+        Returns:
+            The intervals, which carry no gradient, and a histogram of each proposal, whose weights do.
+        """
+        # An opening that is no opening, as padding's may be, must not turn into numbers that are none.
+        far = torch.maximum(far, near + 1e-3)
+        rays = replace(rays, origins=rays.origins.detach(), directions=rays.directions.detach())
+        edges = torch.zeros(len(rays), 2, device=near.device)
+        edges[:, 1] = 1.0
+        weights = torch.ones_like(near)[:, None]
+        histograms = []
+        for level, count in enumerate(self._counts):
+            padding = self._padding if level > 0 else 0.0
+            likely = anneal(edges, weights, exponent)
+            edges = resample_intervals(edges, likely, count, generator, padding=padding)
+            intervals = self.intervals(rays, edges, near, far)
+            if level < len(self.fields):
+                real = None if num_rays is None else num_rays * count
+                density = self.fields[level](intervals.positions, real)
+                weights = composite_weights(density, intervals.lengths, self._ends, self._backend)
+                histograms.append(RayHistogram(edges, weights))
+        return intervals, tuple(histograms)
+
+    @torch.no_grad()
+    def intervals(
+        self, rays: Rays, s: Float[Tensor, "R N_plus_1"], near: Float[Tensor, " R"], far: Float[Tensor, " R"]
+    ) -> RayIntervals:
+        """Where edges in normalised distance lie."""
+        t = distances_from_s(s, near, far, self._spacing)
+
+        def points(distances: Tensor) -> Tensor:
+            positions = rays.origins[:, None] + distances[..., None] * rays.directions[:, None]
+            return positions if self._contraction is None else contract(positions, self._contraction)
+
+        lengths = points(t).diff(dim=1).norm(dim=2)
+        middles = points(0.5 * (t[:, 1:] + t[:, :-1]))
+        return RayIntervals(s, t, middles.flatten(0, 1), lengths)
