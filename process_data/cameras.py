@@ -13,7 +13,7 @@ unit sphere at ``near`` and leaves it at ``far``.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 from utils.errors import ConfigError
-from utils.lens import RayTable
+from utils.lens import PIXEL_RADIUS, RayTable
 from utils.ndc import NDC
 from utils.types import Cameras, Rays
 
@@ -37,6 +37,9 @@ class RayGenerator:
     ``(u, v, 1)``, R K^-1."""
     centers: Float32[Tensor, "N 3"]
     """Camera centres in scene space."""
+    radii: Float32[Tensor, " N"]
+    """Radius of the disc that stands for a pixel, at distance 1 along the optical axis: the mean of a pixel's
+    width and height, times :data:`utils.lens.PIXEL_RADIUS`."""
     table: RayTable | None
     """Where the cameras have lenses: what these make of pixels."""
     ndc: NDC | None
@@ -46,12 +49,18 @@ class RayGenerator:
     def from_cameras(cls, cameras: Cameras, device: torch.device | str = "cpu") -> "RayGenerator":
         """Prepare all cameras; the result lives on ``device``."""
         rotations = cameras.c2w[:, :, :3].double()
+        inverted = torch.linalg.inv(cameras.intrinsics.double())
         if not cameras.lenses:
-            rotations = rotations @ torch.linalg.inv(cameras.intrinsics.double())
+            rotations = rotations @ inverted
+        # The first two columns of K^-1: by what a pixel to the right and one below move the direction.
+        radii = PIXEL_RADIUS * inverted[:, :, :2].norm(dim=1).mean(dim=1)
         table = RayTable.from_cameras(cameras, device) if cameras.lenses else None
         centers = cameras.c2w[:, :, 3].contiguous()
         ndc = None if cameras.ndc is None else cameras.ndc.to(device)
-        return cls(rotations.float().contiguous().to(device), centers.to(device), table, ndc)
+        return cls(
+            *(rotations.float().contiguous().to(device), centers.to(device), radii.float().to(device)),
+            *(table, ndc),
+        )
 
     def rays(self, camera_indices: Int64[Tensor, " R"], pixels: Float[Tensor, "R 2"]) -> Rays:
         """Cast one ray per pixel.
@@ -67,11 +76,14 @@ class RayGenerator:
             directions = torch.addcmul(matrix[:, :, 2], matrix[:, :, 0], pixels[:, :1])
             directions = torch.addcmul(directions, matrix[:, :, 1], pixels[:, 1:])
         else:
-            local = self.table.directions(camera_indices, pixels)
+            local, radii = self.table.look_up(camera_indices, pixels)
             directions = matrix[:, :, 2] * local[:, 2:]
             directions = torch.addcmul(directions, matrix[:, :, 0], local[:, :1])
             directions = torch.addcmul(directions, matrix[:, :, 1], local[:, 1:2])
-        directions = torch.nn.functional.normalize(directions, dim=-1)
+        lengths = directions.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        directions = directions / lengths
+        if self.table is None:
+            radii = self.radii.index_select(0, camera_indices) / lengths[:, 0]
         origins = self.centers.index_select(0, camera_indices)
         if self.ndc is not None:
             origins, directions = self.ndc.warp_rays(origins, directions)
@@ -79,7 +91,10 @@ class RayGenerator:
         if self.ndc is not None:
             # The sphere goes on behind infinity, where there is nothing.
             far = torch.minimum(far, self.ndc.distance_to_infinity(origins, directions))
-        return Rays(origins, directions, near, far, camera_indices)
+        # A disc is none after the warp.
+        return Rays(
+            *(origins, directions, near, far, camera_indices), radii=None if self.ndc is not None else radii
+        )
 
 
 def rays_from_pixels(
@@ -149,8 +164,12 @@ def image_rays(cameras: Cameras, index: int, scale: float = 1.0) -> Rays:
     pixels = torch.stack(torch.meshgrid(u, v, indexing="xy"), dim=-1).reshape(-1, 2)
     one = cameras[index : index + 1]
     rays = rays_from_pixels(one, torch.zeros(len(pixels), dtype=torch.int64, device=device), pixels)
-    return Rays(
-        rays.origins, rays.directions, rays.near, rays.far, torch.full_like(rays.camera_indices, index)
+    # A coarse pixel is wider by the mean of its two sides.
+    widening = 0.5 * (width / columns + height / rows)
+    return replace(
+        rays,
+        camera_indices=torch.full_like(rays.camera_indices, index),
+        radii=None if rays.radii is None else widening * rays.radii,
     )
 
 

@@ -6,6 +6,7 @@ same whatever the lens and distorted photographs are used as they are, never res
 """
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,9 @@ LOG = logging.getLogger(__name__)
 
 PINHOLES = ("SIMPLE_PINHOLE", "PINHOLE")
 """Models that bend nothing."""
+PIXEL_RADIUS = 2.0 / math.sqrt(12.0)
+"""Radius of the disc whose points vary along an axis as those of a pixel of width 1: r^2 / 4 = 1 / 12
+(mip-NeRF, Barron et al. 2021, section 3.1)."""
 _TOLERANCE = 0.005
 """Pixels by which an interpolated ray may miss the true one."""
 _FINEST = 1025
@@ -143,15 +147,17 @@ def project(
 
 @dataclass(frozen=True)
 class RayTable:
-    """Camera-space directions of some lenses on regular grids over their pictures, read bilinearly.
+    """Camera-space directions of some lenses on regular grids over their pictures, read bilinearly, and how
+    wide a pixel is there.
 
     Grids are as fine as it takes to be exact to a few thousandths of a pixel, except at the border of what a
     lens sees: perspective lenses are tabulated as (x/z, y/z, 1), which a pinhole makes linear, wider ones as
     unit vectors.
     """
 
-    nodes: Float32[Tensor, "K 3"]
-    """The grids of all different lenses, row by row, one after another."""
+    nodes: Float32[Tensor, "K 4"]
+    """The grids of all different lenses, row by row, one after another: a direction, and the radius at
+    distance 1 of the disc that stands for a pixel."""
     starts: Int64[Tensor, " N"]
     """Where each camera's grid begins in ``nodes``."""
     counts: Int64[Tensor, "N 2"]
@@ -161,7 +167,7 @@ class RayTable:
     @classmethod
     def from_cameras(cls, cameras: Cameras, device: torch.device | str) -> "RayTable":
         """Tabulate the lenses of ``cameras``; equal ones share a grid."""
-        grids: list[Float32[np.ndarray, "K 3"]] = []
+        grids: list[Float32[np.ndarray, "K 4"]] = []
         found: dict[tuple[Lens, tuple[int, ...]], tuple[int, tuple[int, int]]] = {}
         starts, counts, total = [], [], 0
         for lens, size in zip(cameras.lenses, cameras.size.tolist(), strict=True):
@@ -169,7 +175,8 @@ class RayTable:
             if key not in found:
                 grid = _tabulate(lens, max(size[0] / lens.size[0], size[1] / lens.size[1]))
                 found[key] = (total, (grid.shape[1], grid.shape[0]))
-                grids.append(grid.reshape(-1, 3).astype(np.float32))
+                radii = _radii(grid, *size)[..., None]
+                grids.append(np.concatenate([grid, radii], axis=2).reshape(-1, 4).astype(np.float32))
                 total += len(grids[-1])
             start, count = found[key]
             starts.append(start)
@@ -182,10 +189,15 @@ class RayTable:
             ((number - 1) / cameras.size).float().to(device),
         )
 
-    def directions(
+    def look_up(
         self, camera_indices: Int64[Tensor, " R"], pixels: Float[Tensor, "R 2"]
-    ) -> Float[Tensor, "R 3"]:
-        """Directions (not normalised) in the camera's axes through pixels of the cameras' pictures."""
+    ) -> tuple[Float[Tensor, "R 3"], Float[Tensor, " R"]]:
+        """What lies behind pixels of the cameras' pictures.
+
+        Returns:
+            Directions (not normalised) in the camera's axes, and the pixels' radii
+            (:attr:`utils.types.Rays.radii`).
+        """
         position = pixels * self.cells_per_pixel.index_select(0, camera_indices)
         count = self.counts.index_select(0, camera_indices)
         corner = torch.minimum(position.floor().long().clamp(min=0), count - 2)
@@ -194,7 +206,23 @@ class RayTable:
         below = first + count[:, 0]
         upper = torch.lerp(self.nodes[first], self.nodes[first + 1], fraction[:, :1])
         lower = torch.lerp(self.nodes[below], self.nodes[below + 1], fraction[:, :1])
-        return torch.lerp(upper, lower, fraction[:, 1:])
+        found = torch.lerp(upper, lower, fraction[:, 1:])
+        return found[:, :3], found[:, 3]
+
+
+def _radii(
+    grid: Float64[np.ndarray, "rows columns 3"], width: int, height: int
+) -> Float64[np.ndarray, "rows columns"]:
+    """Radii at distance 1 of the discs that stand for pixels, at the nodes of a grid over width x height.
+
+    They follow from angles: on the plane z = 1 the outer pixels of a wide lens lie far apart.
+    """
+    rows, columns, _ = grid.shape
+    bearings = grid / np.linalg.norm(grid, axis=2, keepdims=True)
+    right = np.linalg.norm(np.gradient(bearings, axis=1), axis=2) * ((columns - 1) / width)
+    down = np.linalg.norm(np.gradient(bearings, axis=0), axis=2) * ((rows - 1) / height)
+    radii: Float64[np.ndarray, "rows columns"] = 0.5 * PIXEL_RADIUS * (right + down)
+    return radii
 
 
 def _tabulate(lens: Lens, scale: float) -> Float64[np.ndarray, "rows columns 3"]:

@@ -59,11 +59,14 @@ class Rays:
     far: Float[Tensor, " R"]
     """Where the ray enters and leaves the unit sphere (near >= 0)."""
     camera_indices: Int64[Tensor, " R"]
+    radii: Float[Tensor, " R"] | None = None
+    """Of the cone that stands for the ray's pixel, at distance 1 (mip-NeRF); ``None`` where none is known."""
 
     def __post_init__(self) -> None:
         r = self.origins.shape[0]
         assert self.origins.shape == (r, 3) and self.directions.shape == (r, 3)
         assert self.near.shape == (r,) and self.far.shape == (r,) and self.camera_indices.shape == (r,)
+        assert self.radii is None or self.radii.shape == (r,)
 
     def __len__(self) -> int:
         return self.origins.shape[0]
@@ -76,6 +79,7 @@ class Rays:
             self.near.to(device),
             self.far.to(device),
             self.camera_indices.to(device),
+            None if self.radii is None else self.radii.to(device),
         )
 
     def __getitem__(self, chosen: slice) -> "Rays":
@@ -85,6 +89,7 @@ class Rays:
             self.near[chosen],
             self.far[chosen],
             self.camera_indices[chosen],
+            None if self.radii is None else self.radii[chosen],
         )
 
 

@@ -118,6 +118,46 @@ def test_coarse_grid_is_centred_on_the_fine_one() -> None:
         image_rays(cameras, 0, scale=0.0)
 
 
+def test_radii_by_hand() -> None:
+    # A pixel is 1 / 2 wide at depth 1; along the second ray depth 1 is sqrt 2 away.
+    rays = rays_from_pixels(camera_at_minus_z(), torch.tensor([0, 0]), torch.tensor([[2.0, 1.0], [4.0, 1.0]]))
+    width = 0.5 * 2 / math.sqrt(12)
+    torch.testing.assert_close(rays.radii, torch.tensor([width, width / math.sqrt(2)]))
+    last = rays[1:].to("cpu").radii
+    assert last is not None
+    torch.testing.assert_close(last, rays.radii[1:])
+
+
+def test_radii_come_from_the_step_to_the_next_pixels() -> None:
+    cameras = random_cameras(5)
+    generator = torch.Generator().manual_seed(2)
+    index = torch.randint(5, (50,), generator=generator)
+    pixels = (torch.rand(50, 2, generator=generator) * torch.tensor([20.0, 12.0])).double()
+
+    def on_plane(pixels: torch.Tensor) -> torch.Tensor:
+        """Points that the pixels show at depth 1."""
+        homogeneous = torch.cat([pixels, torch.ones(50, 1)], dim=1)
+        return torch.linalg.solve(cameras.intrinsics.double()[index], homogeneous)
+
+    middle = on_plane(pixels)
+    steps = [(on_plane(pixels + torch.tensor(step)) - middle).norm(dim=1) for step in ([1.0, 0], [0, 1.0])]
+    expected = 0.5 * (steps[0] + steps[1]) * 2 / math.sqrt(12) / middle.norm(dim=1)
+    rays = rays_from_pixels(cameras, index, pixels.float())
+    torch.testing.assert_close(rays.radii, expected.float(), rtol=1e-5, atol=0)
+
+
+def test_coarse_pixels_are_wider() -> None:
+    cameras = camera_at_minus_z(8, 4)
+    coarse = image_rays(cameras, 0, scale=0.5)
+    exact = rays_from_pixels(cameras, torch.zeros(8, dtype=torch.int64), pixels_of_grid(4, 2) * 2)
+    torch.testing.assert_close(coarse.directions, exact.directions)
+    torch.testing.assert_close(coarse.radii, 2 * exact.radii)
+
+
+def pixels_of_grid(columns: int, rows: int) -> torch.Tensor:
+    return torch.tensor([[u + 0.5, v + 0.5] for v in range(rows) for u in range(columns)])
+
+
 def test_scaled_intrinsics_project_to_scaled_pixels() -> None:
     matrix = torch.tensor([[100.0, 3, 41], [0, 90, 29], [0, 0, 1]])
     point = torch.tensor([0.3, -0.2, 2.0])

@@ -68,7 +68,7 @@ def rows_of(batch: Batch, rows: Tensor) -> Batch:
         name: values[rows] if isinstance(values, Tensor) and name != "points" else values
         for name, values in vars(batch).items()
     }
-    rays = Rays(**{name: values[rows] for name, values in vars(batch.rays).items()})
+    rays = Rays(**{name: None if v is None else v[rows] for name, v in vars(batch.rays).items()})
     if batch.windows is None:
         return Batch(**{**chosen, "rays": rays})
     # All rays have one here, and those that are chosen keep theirs.

@@ -76,7 +76,7 @@ def miss(one: Lens, directions: torch.Tensor, pixels: np.ndarray) -> float:
 
 
 def read(table: RayTable, index: int, pixels: np.ndarray) -> torch.Tensor:
-    return table.directions(torch.full((len(pixels),), index), torch.from_numpy(pixels).float())
+    return table.look_up(torch.full((len(pixels),), index), torch.from_numpy(pixels).float())[0]
 
 
 def test_every_model_of_colmap_is_covered() -> None:
@@ -173,7 +173,7 @@ def test_mixed_lenses_share_one_table() -> None:
     assert len(table.starts.unique()) == 3
     pixels = pixels_over(SIZE)
     chosen = torch.from_numpy(np.random.default_rng(1).integers(0, 4, len(pixels)))
-    directions = table.directions(chosen, torch.from_numpy(pixels).float())
+    directions, _ = table.look_up(chosen, torch.from_numpy(pixels).float())
     for index, one in enumerate(lenses):
         rows = (chosen == index).numpy()
         assert miss(one, directions[rows], pixels[rows]) < 0.01
@@ -196,16 +196,32 @@ def test_same_lens_at_two_sizes_has_two_grids() -> None:
     torch.testing.assert_close(*middle, atol=3e-5, rtol=0)
 
 
+@pytest.mark.parametrize("model", ["PINHOLE", "OPENCV", "OPENCV_FISHEYE"])
+def test_radii_are_those_of_the_exact_lens(model: str) -> None:
+    one, size = lens(model), (320, 240)
+    table = RayTable.from_cameras(cameras([one], [size]), "cpu")
+    pixels = pixels_over(size)
+    pixels = pixels[(pixels > 20).all(axis=1) & (pixels < np.array(size) - 20).all(axis=1)]
+
+    steps = [
+        np.linalg.norm(lens_rays(one, 2 * (pixels + shift)) - lens_rays(one, 2 * (pixels - shift)), axis=1)
+        for shift in (np.array([0.5, 0]), np.array([0, 0.5]))
+    ]
+    expected = np.mean(steps, axis=0) * 2 / np.sqrt(12)
+    _, radii = table.look_up(torch.zeros(len(pixels), dtype=torch.int64), torch.from_numpy(pixels).float())
+    np.testing.assert_allclose(radii.numpy(), expected, rtol=0.02)
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("meta", id="another device")])
 def test_table_lives_on_the_device_asked_for(device: str) -> None:
     table = RayTable.from_cameras(cameras([lens("OPENCV")]), device)
     for tensor in (table.nodes, table.starts, table.counts, table.cells_per_pixel):
         assert tensor.device.type == device
-    directions = table.directions(
+    directions, radii = table.look_up(
         torch.zeros(7, dtype=torch.int64, device=device), torch.zeros(7, 2, device=device)
     )
     assert directions.device.type == device
-    assert directions.shape == (7, 3)
+    assert (directions.shape, radii.shape) == ((7, 3), (7,))
     assert not directions.requires_grad
 
 
