@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from models.appearance import AppearanceConfig, Exposure, ImageEmbedding
 from models.backends import Backends
 from models.background import Background, BackgroundConfig
 from models.compositing import accumulate, render_weights
@@ -42,6 +43,7 @@ class NeuSConfig:
     radiance: RadianceConfig = field(default_factory=RadianceConfig)
     background: BackgroundConfig = field(default_factory=BackgroundConfig)
     occupancy: OccupancyConfig = field(default_factory=OccupancyConfig)
+    appearance: AppearanceConfig = field(default_factory=AppearanceConfig)
     density: DensityName = "neus"
     """How opacity follows from signed distance: by NeuS's law or by VolSDF's."""
     initial_inv_s: float = 20.0
@@ -91,15 +93,21 @@ class NeuS(nn.Module):
         self.backends = backends
         self.sdf_field = SDFField(config.sdf, backends)
         head = ReflectiveRadiance if config.radiance.head == "reflection" else RadianceField
-        self.radiance = head(config.radiance, self.sdf_field.output_width, backends)
+        extra = config.appearance.inputs
+        self.radiance = head(config.radiance, self.sdf_field.output_width, backends, extra)
         self.density = DENSITIES[config.density]
         sharpness = (
             config.initial_inv_s if config.density == "neus" else 1.0 / (config.initial_beta - MIN_BETA)
         )
         # inv_s = exp(10 v) as in NeuS: Adam's steps on v change the sharpness by a factor, whatever its size.
         self.variance = nn.Parameter(torch.tensor(sharpness).log() / 10.0)
-        self.background = Background(config.background, backends) if config.background.enabled else None
+        self.background = (
+            Background(config.background, backends, extra) if config.background.enabled else None
+        )
         self.occupancy = OccupancyGrid(config.occupancy, observable_cells(scene, config.occupancy))
+        appearance = config.appearance
+        self.embedding = ImageEmbedding(extra, scene) if appearance.mode == "embedding" else None
+        self.exposure = Exposure(scene) if appearance.mode == "exposure" else None
 
     @property
     def num_levels(self) -> int:
@@ -144,7 +152,7 @@ class NeuS(nn.Module):
         if self.background is not None:
             groups["background"] = list(self.background.parameters())
         for name, parameter in self.named_parameters():
-            if name.startswith(("sdf_field.", "radiance.")):
+            if name.startswith(("sdf_field.", "radiance.", "embedding.", "exposure.")):
                 groups["grid" if name.endswith("grid.table") else "networks"].append(parameter)
         return groups
 
@@ -213,7 +221,8 @@ class NeuS(nn.Module):
         positions, directions = samples.positions(rays), samples.directions(rays)
         outputs, gradient, laplacian = self.sdf_field.with_laplacian(positions, progress.active_levels, count)
         normal = torch.nn.functional.normalize(gradient, dim=1, eps=1e-6)
-        rgb = self.radiance(outputs, rays.directions, samples.ray_indices, normal, count)
+        appearance = None if self.embedding is None else self.embedding(rays.camera_indices)
+        rgb = self.radiance(outputs, rays.directions, samples.ray_indices, normal, count, appearance)
         sdf = outputs[:, 0]
         cosine = (directions * normal).sum(dim=1)
         lengths = samples.t_ends - samples.t_starts
@@ -222,18 +231,23 @@ class NeuS(nn.Module):
 
         values = torch.cat([rgb, torch.ones_like(rgb[:, :1])], dim=1)
         pixels = accumulate(weights, values, samples.offsets, self.backends.compositing)
-        opacity = pixels[:, 3]
+        color, opacity = pixels[:, :3], pixels[:, 3]
+        if self.exposure is not None:
+            color = self.exposure(color, rays.camera_indices, opacity)
         if self.background is None:
             behind = background_color.expand(len(rays), 3)
         else:
-            behind = self.background(rays, generator, None if budget is None else budget.num_rays)
+            num_rays = None if budget is None else budget.num_rays
+            behind = self.background(rays, generator, num_rays, appearance)
+            if self.exposure is not None:
+                behind = self.exposure(behind, rays.camera_indices)
             if self.stage(progress):
                 behind = torch.where((rays.far > rays.near)[:, None], behind.detach(), behind)
         with torch.set_grad_enabled(torch.is_grad_enabled() and progress.learns_from_geometry):
             geometry = torch.cat([normal, samples.t_middle[:, None]], dim=1)
             seen = accumulate(weights, geometry, samples.offsets, self.backends.compositing)
         return RenderOutput(
-            rgb=pixels[:, :3] + (1.0 - opacity[:, None]) * behind,
+            rgb=color + (1.0 - opacity[:, None]) * behind,
             opacity=opacity,
             depth=seen[:, 3],
             normal=seen[:, :3],
@@ -297,13 +311,18 @@ class NeuS(nn.Module):
     def query_color(
         self, positions: Float[Tensor, "P 3"], directions: Float[Tensor, "P 3"], progress: Progress
     ) -> Float[Tensor, "P 3"]:
-        """Colour 0..1 seen from ``directions`` (unit, pointing away from the viewer), outside of autograd."""
+        """Colour 0..1 seen from ``directions`` (unit, pointing away from the viewer), outside of autograd.
+
+        It is that of no particular photograph (see ``models/appearance.py``).
+        """
 
         def colors(chunk: Tensor) -> Tensor:
             at, towards = chunk[:, :3].contiguous(), chunk[:, 3:]
             outputs, gradient = self.sdf_field(at, progress.active_levels)
             normal = torch.nn.functional.normalize(gradient, dim=1, eps=1e-6)
-            return self.radiance(outputs, towards, torch.arange(len(at), device=at.device), normal)
+            appearance = None if self.embedding is None else self.embedding.mean(len(at))
+            rows = torch.arange(len(at), device=at.device)
+            return self.radiance(outputs, towards, rows, normal, appearance=appearance)
 
         return _in_chunks(colors, torch.cat([positions, directions], dim=1))
 

@@ -58,6 +58,8 @@ class Rays:
     far: Float[Tensor, " R"]
     """Where the ray enters and leaves the unit sphere (near >= 0)."""
     camera_indices: Int64[Tensor, " R"]
+    """The capture's view that each ray belongs to, 0..N-1, for what is learned per image; -1: to none,
+    as in a video."""
 
     def __post_init__(self) -> None:
         r = self.origins.shape[0]
