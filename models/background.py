@@ -16,6 +16,7 @@ from encoder import HashGrid, HashGridConfig, encode_spherical_harmonics
 from models.backends import Backends
 from models.compositing import accumulate, render_weights
 from models.fields import make_network
+from models.gradient_scaling import scale_gradients
 from models.mlp import Precision
 from utils.types import Rays
 
@@ -66,8 +67,15 @@ class Background(nn.Module):
 
     _feature_width = 8
 
-    def __init__(self, config: BackgroundConfig, backends: Backends, appearance_width: int = 0) -> None:
+    def __init__(
+        self,
+        config: BackgroundConfig,
+        backends: Backends,
+        appearance_width: int = 0,
+        gradient_scaling: float = 0.0,
+    ) -> None:
         super().__init__()
+        self.gradient_scaling = gradient_scaling
         self.num_samples, self.far = config.num_samples, config.far
         self.direction_degree = config.direction_degree
         self.backend = backends.compositing
@@ -122,11 +130,14 @@ class Background(nn.Module):
             [alpha.view(len(rays), self.num_samples)[:, :-1], torch.ones_like(alpha[: len(rays), None])],
             dim=1,
         )
-        offsets = torch.arange(len(rays) + 1, device=alpha.device) * self.num_samples
-        weights = render_weights(alpha.reshape(-1), offsets, self.backend)
+        alpha = alpha.reshape(-1)
         directions = encode_spherical_harmonics(rays.directions, self.direction_degree)
         if appearance is not None:
             directions = torch.cat([directions, appearance], dim=1)
         directions = directions.repeat_interleave(self.num_samples, dim=0)
         rgb = torch.sigmoid(self.color_network(torch.cat([raw[:, 1:], directions], dim=1), count))
+        if self.gradient_scaling > 0:
+            alpha, rgb = scale_gradients(alpha, rgb, middles.reshape(-1), self.gradient_scaling)
+        offsets = torch.arange(len(rays) + 1, device=alpha.device) * self.num_samples
+        weights = render_weights(alpha, offsets, self.backend)
         return accumulate(weights, rgb, offsets, self.backend)

@@ -17,6 +17,7 @@ from models.backends import Backends
 from models.background import Background, BackgroundConfig
 from models.compositing import accumulate, render_weights
 from models.fields import RadianceConfig, RadianceField, SDFConfig, SDFField
+from models.gradient_scaling import check_reach, scale_gradients
 from models.marching import drop_hidden, march
 from models.marching.importance import place_by_importance
 from models.occupancy import OccupancyConfig, OccupancyGrid, observable_cells
@@ -62,6 +63,9 @@ class NeuSConfig:
     importance: int = 0
     """Samples per ray, placed where a march of ``max_step`` finds its light to end (NeuS's up-sampling, see
     ``marching/importance.py``); 0 renders the samples that are marched."""
+    gradient_scaling: float = 0.0
+    """Distance from a camera up to which gradients get fainter towards it, scene units, against floaters
+    before the lens (see ``gradient_scaling.py``): where the views begin to overlap. 0 leaves them alone."""
 
     def __post_init__(self) -> None:
         if not 0 < self.min_step <= self.max_step:
@@ -76,6 +80,7 @@ class NeuSConfig:
             raise ValueError(f"model.min_transmittance: must lie in [0, 1), got {self.min_transmittance}")
         if not 0 <= self.importance <= 1024:
             raise ValueError(f"model.importance: must lie in 0..1024, got {self.importance}")
+        check_reach("model.gradient_scaling", self.gradient_scaling)
 
 
 class NeuS(nn.Module):
@@ -102,7 +107,9 @@ class NeuS(nn.Module):
         # inv_s = exp(10 v) as in NeuS: Adam's steps on v change the sharpness by a factor, whatever its size.
         self.variance = nn.Parameter(torch.tensor(sharpness).log() / 10.0)
         self.background = (
-            Background(config.background, backends, extra) if config.background.enabled else None
+            Background(config.background, backends, extra, config.gradient_scaling)
+            if config.background.enabled
+            else None
         )
         self.occupancy = OccupancyGrid(config.occupancy, observable_cells(scene, config.occupancy))
         appearance = config.appearance
@@ -227,6 +234,8 @@ class NeuS(nn.Module):
         cosine = (directions * normal).sum(dim=1)
         lengths = samples.t_ends - samples.t_starts
         alpha = self.density.alpha(sdf, cosine, lengths, self.inv_s(progress), progress.cos_anneal)
+        if self.config.gradient_scaling > 0:
+            alpha, rgb = scale_gradients(alpha, rgb, samples.t_middle, self.config.gradient_scaling)
         weights = render_weights(alpha, samples.offsets, self.backends.compositing)
 
         values = torch.cat([rgb, torch.ones_like(rgb[:, :1])], dim=1)
