@@ -17,6 +17,7 @@ from models.backends import Backends
 from models.compositing import accumulate, render_weights
 from models.contraction import CONTRACTED_RADIUS, contract
 from models.fields import make_network
+from models.gradient_scaling import scale_gradients
 from models.mlp import Precision
 from utils.types import Rays
 
@@ -58,15 +59,22 @@ class Background(nn.Module):
 
     _feature_width = 8
 
-    def __init__(self, config: BackgroundConfig, backends: Backends) -> None:
+    def __init__(
+        self,
+        config: BackgroundConfig,
+        backends: Backends,
+        appearance_width: int = 0,
+        gradient_scaling: float = 0.0,
+    ) -> None:
         super().__init__()
+        self.gradient_scaling = gradient_scaling
         self.num_samples, self.far = config.num_samples, config.far
         self.direction_degree = config.direction_degree
         self.backend = backends.compositing
         self.grid = HashGrid(config.hash_grid, bound=CONTRACTED_RADIUS, backend=backends.hash_grid)
         density_widths = [self.grid.width, config.hidden_width, 1 + self._feature_width]
         self.density_network = make_network(density_widths, backends.network, config.precision)
-        inputs = self._feature_width + config.direction_degree**2
+        inputs = self._feature_width + config.direction_degree**2 + appearance_width
         self.color_network = make_network(
             [inputs, config.hidden_width, 3], backends.network, config.precision
         )
@@ -91,10 +99,12 @@ class Background(nn.Module):
         rays: Rays,
         generator: torch.Generator | None,
         num_rays: Int64[Tensor, ""] | None = None,
+        appearance: Float[Tensor, "R A"] | None = None,
     ) -> Float[Tensor, "R 3"]:
         """RGB in (0, 1) behind the unit sphere; without a generator the samples are not jittered.
 
-        Of rays from ``num_rays`` on, which is on the device, the colours mean nothing.
+        Of rays from ``num_rays`` on, which is on the device, the colours mean nothing. ``appearance`` are the
+        vectors of the rays' images, where there are any.
         """
         count = None if num_rays is None else num_rays * self.num_samples
         edges = self.distances(rays, generator)
@@ -112,9 +122,14 @@ class Background(nn.Module):
             [alpha.view(len(rays), self.num_samples)[:, :-1], torch.ones_like(alpha[: len(rays), None])],
             dim=1,
         )
-        offsets = torch.arange(len(rays) + 1, device=alpha.device) * self.num_samples
-        weights = render_weights(alpha.reshape(-1), offsets, self.backend)
+        alpha = alpha.reshape(-1)
         directions = encode_spherical_harmonics(rays.directions, self.direction_degree)
+        if appearance is not None:
+            directions = torch.cat([directions, appearance], dim=1)
         directions = directions.repeat_interleave(self.num_samples, dim=0)
         rgb = torch.sigmoid(self.color_network(torch.cat([raw[:, 1:], directions], dim=1), count))
+        if self.gradient_scaling > 0:
+            alpha, rgb = scale_gradients(alpha, rgb, middles.reshape(-1), self.gradient_scaling)
+        offsets = torch.arange(len(rays) + 1, device=alpha.device) * self.num_samples
+        weights = render_weights(alpha, offsets, self.backend)
         return accumulate(weights, rgb, offsets, self.backend)

@@ -228,12 +228,17 @@ class SDFField(nn.Module):
 
 
 class RadianceField(nn.Module):
-    """Colour leaving a surface point: MLP([geometry features, SH(view direction), normal]) with a sigmoid."""
+    """Colour leaving a surface point: MLP([geometry features, SH(view direction), normal]) with a sigmoid.
 
-    def __init__(self, config: RadianceConfig, feature_width: int, backends: Backends) -> None:
+    With ``appearance_width`` above 0 the image's vector of that size follows the encoded direction.
+    """
+
+    def __init__(
+        self, config: RadianceConfig, feature_width: int, backends: Backends, appearance_width: int = 0
+    ) -> None:
         super().__init__()
         self.direction_degree = config.direction_degree
-        inputs = feature_width + config.direction_degree**2 + 3
+        inputs = feature_width + config.direction_degree**2 + appearance_width + 3
         widths = [inputs] + [config.hidden_width] * config.hidden_layers + [3]
         self.network = make_network(widths, backends.network, config.precision)
 
@@ -244,10 +249,14 @@ class RadianceField(nn.Module):
         ray_indices: Int64[Tensor, " S"],
         normal: Float[Tensor, "S 3"],
         count: Int64[Tensor, ""] | None = None,
+        appearance: Float[Tensor, "R A"] | None = None,
     ) -> Float[Tensor, "S 3"]:
         """RGB in (0, 1). ``directions`` are unit, per ray, so that their encoding is computed once a ray.
 
-        Samples from ``count`` on are padding.
+        Samples from ``count`` on are padding. ``appearance`` are the vectors of the rays' images.
         """
-        encoded = encode_spherical_harmonics(directions, self.direction_degree).index_select(0, ray_indices)
+        encoded = encode_spherical_harmonics(directions, self.direction_degree)
+        if appearance is not None:
+            encoded = torch.cat([encoded, appearance], dim=1)
+        encoded = encoded.index_select(0, ray_indices)
         return torch.sigmoid(self.network(torch.cat([features, encoded, normal], dim=1), count))

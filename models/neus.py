@@ -11,11 +11,13 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from models.appearance import AppearanceConfig, Exposure, ImageEmbedding
 from models.backends import Backends
 from models.background import Background, BackgroundConfig
 from models.chunks import in_chunks
 from models.compositing import accumulate, render_weights
 from models.fields import RadianceConfig, RadianceField, SDFConfig, SDFField
+from models.gradient_scaling import check_reach, scale_gradients
 from models.marching import drop_hidden, march
 from models.marching.importance import place_by_importance
 from models.model import Model
@@ -39,6 +41,7 @@ class NeuSConfig:
     radiance: RadianceConfig = field(default_factory=RadianceConfig)
     background: BackgroundConfig = field(default_factory=BackgroundConfig)
     occupancy: OccupancyConfig = field(default_factory=OccupancyConfig)
+    appearance: AppearanceConfig = field(default_factory=AppearanceConfig)
     density: DensityName = "neus"
     """How opacity follows from signed distance: by NeuS's law or by VolSDF's."""
     initial_inv_s: float = 20.0
@@ -57,6 +60,9 @@ class NeuSConfig:
     importance: int = 0
     """Samples per ray, placed where a march of ``max_step`` finds its light to end (NeuS's up-sampling, see
     ``marching/importance.py``); 0 renders the samples that are marched."""
+    gradient_scaling: float = 0.0
+    """Distance from a camera up to which gradients get fainter towards it, scene units, against floaters
+    before the lens (see ``gradient_scaling.py``): where the views begin to overlap. 0 leaves them alone."""
 
     def __post_init__(self) -> None:
         if not 0 < self.min_step <= self.max_step:
@@ -71,6 +77,7 @@ class NeuSConfig:
             raise ValueError(f"model.min_transmittance: must lie in [0, 1), got {self.min_transmittance}")
         if not 0 <= self.importance <= 1024:
             raise ValueError(f"model.importance: must lie in 0..1024, got {self.importance}")
+        check_reach("model.gradient_scaling", self.gradient_scaling)
 
 
 class NeuS(Model):
@@ -87,15 +94,23 @@ class NeuS(Model):
         self.config = config
         self.sdf_field = SDFField(config.sdf, backends)
         head = ReflectiveRadiance if config.radiance.head == "reflection" else RadianceField
-        self.radiance = head(config.radiance, self.sdf_field.output_width, backends)
+        extra = config.appearance.inputs
+        self.radiance = head(config.radiance, self.sdf_field.output_width, backends, extra)
         self.density = DENSITIES[config.density]
         sharpness = (
             config.initial_inv_s if config.density == "neus" else 1.0 / (config.initial_beta - MIN_BETA)
         )
         # inv_s = exp(10 v) as in NeuS: Adam's steps on v change the sharpness by a factor, whatever its size.
         self.variance = nn.Parameter(torch.tensor(sharpness).log() / 10.0)
-        self.background = Background(config.background, backends) if config.background.enabled else None
+        self.background = (
+            Background(config.background, backends, extra, config.gradient_scaling)
+            if config.background.enabled
+            else None
+        )
         self.occupancy = OccupancyGrid(config.occupancy, observable_cells(scene, config.occupancy))
+        appearance = config.appearance
+        self.embedding = ImageEmbedding(extra, scene) if appearance.mode == "embedding" else None
+        self.exposure = Exposure(scene) if appearance.mode == "exposure" else None
 
     @property
     def device(self) -> torch.device:
@@ -146,7 +161,7 @@ class NeuS(Model):
         if self.background is not None:
             groups["background"] = list(self.background.parameters())
         for name, parameter in self.named_parameters():
-            if name.startswith(("sdf_field.", "radiance.")):
+            if name.startswith(("sdf_field.", "radiance.", "embedding.", "exposure.")):
                 groups["grid" if name.endswith("grid.table") else "networks"].append(parameter)
         return groups
 
@@ -215,27 +230,35 @@ class NeuS(Model):
         positions, directions = samples.positions(rays), samples.directions(rays)
         outputs, gradient, laplacian = self.sdf_field.with_laplacian(positions, progress.active_levels, count)
         normal = torch.nn.functional.normalize(gradient, dim=1, eps=1e-6)
-        rgb = self.radiance(outputs, rays.directions, samples.ray_indices, normal, count)
+        appearance = None if self.embedding is None else self.embedding(rays.camera_indices)
+        rgb = self.radiance(outputs, rays.directions, samples.ray_indices, normal, count, appearance)
         sdf = outputs[:, 0]
         cosine = (directions * normal).sum(dim=1)
         lengths = samples.t_ends - samples.t_starts
         alpha = self.density.alpha(sdf, cosine, lengths, self.inv_s(progress), progress.cos_anneal)
+        if self.config.gradient_scaling > 0:
+            alpha, rgb = scale_gradients(alpha, rgb, samples.t_middle, self.config.gradient_scaling)
         weights = render_weights(alpha, samples.offsets, self.backends.compositing)
 
         values = torch.cat([rgb, torch.ones_like(rgb[:, :1])], dim=1)
         pixels = accumulate(weights, values, samples.offsets, self.backends.compositing)
-        opacity = pixels[:, 3]
+        color, opacity = pixels[:, :3], pixels[:, 3]
+        if self.exposure is not None:
+            color = self.exposure(color, rays.camera_indices, opacity)
         if self.background is None:
             behind = background_color.expand(len(rays), 3)
         else:
-            behind = self.background(rays, generator, None if budget is None else budget.num_rays)
+            num_rays = None if budget is None else budget.num_rays
+            behind = self.background(rays, generator, num_rays, appearance)
+            if self.exposure is not None:
+                behind = self.exposure(behind, rays.camera_indices)
             if self.stage(progress):
                 behind = torch.where((rays.far > rays.near)[:, None], behind.detach(), behind)
         with torch.set_grad_enabled(torch.is_grad_enabled() and progress.learns_from_geometry):
             geometry = torch.cat([normal, samples.t_middle[:, None]], dim=1)
             seen = accumulate(weights, geometry, samples.offsets, self.backends.compositing)
         return RenderOutput(
-            rgb=pixels[:, :3] + (1.0 - opacity[:, None]) * behind,
+            rgb=color + (1.0 - opacity[:, None]) * behind,
             opacity=opacity,
             depth=seen[:, 3],
             normal=seen[:, :3],
@@ -299,13 +322,18 @@ class NeuS(Model):
     def query_color(
         self, positions: Float[Tensor, "P 3"], directions: Float[Tensor, "P 3"], progress: Progress
     ) -> Float[Tensor, "P 3"]:
-        """Colour 0..1 seen from ``directions`` (unit, pointing away from the viewer), outside of autograd."""
+        """Colour 0..1 seen from ``directions`` (unit, pointing away from the viewer), outside of autograd.
+
+        It is that of no particular photograph (see ``models/appearance.py``).
+        """
 
         def colors(chunk: Tensor) -> Tensor:
             at, towards = chunk[:, :3].contiguous(), chunk[:, 3:]
             outputs, gradient = self.sdf_field(at, progress.active_levels)
             normal = torch.nn.functional.normalize(gradient, dim=1, eps=1e-6)
-            return self.radiance(outputs, towards, torch.arange(len(at), device=at.device), normal)
+            appearance = None if self.embedding is None else self.embedding.mean(len(at))
+            rows = torch.arange(len(at), device=at.device)
+            return self.radiance(outputs, towards, rows, normal, appearance=appearance)
 
         return in_chunks(colors, torch.cat([positions, directions], dim=1))
 

@@ -71,14 +71,21 @@ def srgb_from_light(light: Float[Tensor, "S 3"]) -> Float[Tensor, "S 3"]:
 
 
 class ReflectiveRadiance(nn.Module):
-    """Colour leaving a surface point: sRGB(diffuse + tint * specular) (Ref-NeRF, section 3.3)."""
+    """Colour leaving a surface point: sRGB(diffuse + tint * specular) (Ref-NeRF, section 3.3).
 
-    def __init__(self, config: RadianceConfig, feature_width: int, backends: Backends) -> None:
+    With ``appearance_width`` above 0 the material, and by its bottleneck the reflections, see the image's
+    vector of that size.
+    """
+
+    def __init__(
+        self, config: RadianceConfig, feature_width: int, backends: Backends, appearance_width: int = 0
+    ) -> None:
         super().__init__()
         self.direction_degree = config.direction_degree
         hidden = [config.hidden_width] * config.hidden_layers
         self.material = make_network(
-            [feature_width + 3, *hidden, 7 + _BOTTLENECK], backends.network, config.precision
+            [feature_width + appearance_width + 3, *hidden, 7 + _BOTTLENECK],
+            *(backends.network, config.precision),
         )
         inputs = config.direction_degree**2 + 1 + _BOTTLENECK
         self.specular = make_network([inputs, *hidden, 3], backends.network, config.precision)
@@ -90,9 +97,12 @@ class ReflectiveRadiance(nn.Module):
         ray_indices: Int64[Tensor, " S"],
         normal: Float[Tensor, "S 3"],
         count: Int64[Tensor, ""] | None = None,
+        appearance: Float[Tensor, "R A"] | None = None,
     ) -> Float[Tensor, "S 3"]:
-        """RGB in (0, 1]. ``directions`` are unit and per ray. Samples from ``count`` on are padding."""
+        """RGB in (0, 1]; arguments as those of :meth:`models.fields.RadianceField.forward`."""
         toward = -directions.index_select(0, ray_indices)
+        if appearance is not None:
+            features = torch.cat([features, appearance.index_select(0, ray_indices)], dim=1)
         material = self.material(torch.cat([features, normal], dim=1), count)
         diffuse, tint, roughness, bottleneck = material.split([3, 3, 1, _BOTTLENECK], dim=1)
         # Offsets of Ref-NeRF: at first either part gives a quarter of full light,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from utils.errors import CheckpointError
 
@@ -103,10 +103,21 @@ def load_weights(path: Path, state: dict[str, Any], model: nn.Module) -> None:
         if name not in stored or name not in wanted:
             place = "the checkpoint" if name not in stored else "the model"
             raise CheckpointError(path, f"belongs to another model ({place} has no {name})", remedy)
+        _check_images(path, name, stored[name], wanted[name])
         if stored[name].shape != wanted[name].shape:
             shapes = f"{tuple(stored[name].shape)} against {tuple(wanted[name].shape)}"
             raise CheckpointError(path, f"belongs to another model ({name}: {shapes})", remedy)
     model.load_state_dict(stored)
+
+
+def _check_images(path: Path, name: str, stored: Tensor, wanted: Tensor) -> None:
+    """What is learned per image (``models/per_image.py``) serves the images that it was learned from."""
+    remedy = "use the dataset and the dataset.holdout of that run (config/parsed.yaml beside the ckpt folder)"
+    if name.endswith(".per_image") and len(stored) != len(wanted):
+        what = f"was trained on {len(stored)} images, this scene has {len(wanted)} to train on ({name})"
+        raise CheckpointError(path, what, remedy)
+    if name.endswith(".row_of_view") and not torch.equal(stored, wanted.to(stored.device)):
+        raise CheckpointError(path, f"was trained on other views of this scene ({name})", remedy)
 
 
 def load_model(path: Path, model: nn.Module) -> tuple[int, float]:

@@ -93,7 +93,11 @@ def save_validation_picture(
     """
     views = scene.test_indices or scene.train_indices
     index = views[turn % len(views)]
-    view = render_view(model, scene.cameras, index, progress, chunks, background_color=scene.background_color)
+    view = render_view(
+        *(model, scene.cameras, index, progress, chunks),
+        background_color=scene.background_color,
+        as_photographed=True,
+    )
     target, _ = _target(scene, index)
     path = run.save / "val" / f"{step:06d}_{Path(scene.image_names[index]).stem}.png"
     write_png(path, view_panel(view, target, scene.cameras.c2w[index]))

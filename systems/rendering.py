@@ -1,6 +1,6 @@
 """Whole views of a model, rendered chunk by chunk without gradients."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,10 +34,21 @@ def render_view(
     chunks: Chunks | None = None,
     scale: float = 1.0,
     background_color: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    as_photographed: bool = False,
 ) -> ViewRender:
     """Render all pixels of one camera, over a plain colour where no background is learned, chunk by chunk.
 
-    Without ``chunks`` those of the defaults are taken.
+    Args:
+        model: any method's.
+        cameras: the capture's, or a path's.
+        index: the camera.
+        progress: annealing and open levels.
+        chunks: sizes of the pieces; those of the defaults if ``None``.
+        scale: size of the picture relative to the camera's.
+        background_color: 0..1.
+        as_photographed: with what the model has learned about view ``index`` of the capture, if that was
+            trained on: in the light and exposure of its photograph. By default nothing of the kind is used,
+            so that all pictures of a scene match.
 
     Raises:
         ExportError: the device has no memory for a single ray.
@@ -45,6 +56,8 @@ def render_view(
     width, height = grid_size(cameras, index, scale)
     device = model.device
     rays = image_rays(cameras, index, scale).to(device)
+    if not as_photographed:
+        rays = replace(rays, camera_indices=torch.full_like(rays.camera_indices, -1))
     background = torch.tensor(background_color, device=device)
 
     def pixels_of(rows: slice) -> Float[Tensor, "R 8"]:

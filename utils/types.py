@@ -59,6 +59,8 @@ class Rays:
     far: Float[Tensor, " R"]
     """Where the ray enters and leaves the unit sphere (near >= 0)."""
     camera_indices: Int64[Tensor, " R"]
+    """The capture's view that each ray belongs to, 0..N-1, for what is learned per image; -1: to none,
+    as in a video."""
     radii: Float[Tensor, " R"] | None = None
     """Of the cone that stands for the ray's pixel, at distance 1 (mip-NeRF); ``None`` where none is known."""
 

@@ -2,12 +2,13 @@
 
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import raiser, tiny_config, tiny_model
+from tiny import raiser, tiny_config, tiny_model, tiny_scene
 from torch import nn
 
 from systems import checkpoint
@@ -164,6 +165,22 @@ def test_weights_of_another_model_name_the_difference(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=rf"belongs to another model \({message}.*parsed\.yaml"):
             checkpoint.load_model(path, other)
         assert all(torch.equal(before[name], value) for name, value in other.state_dict().items())
+
+
+@pytest.mark.parametrize("mode", ["embedding", "exposure"])
+def test_what_is_learned_per_image_stays_with_its_images(tmp_path: Path, mode: str) -> None:
+    options = (f"model.appearance.mode={mode}",)
+    config, scene = tiny_config(*options), tiny_scene()
+    trained = tiny_model(config)
+    path = checkpoint.save(tmp_path, 5, {"model": trained.state_dict(), "fraction": 0.25}, keep=1)
+    others = {
+        "was trained on 8 images, this scene has 7 to train on": tuple(range(7)),
+        "was trained on other views of this scene": tuple(range(8)),
+    }
+    for message, views in others.items():
+        other = tiny_model(config, replace(scene, train_indices=views, test_indices=(9,)))
+        with pytest.raises(CheckpointError, match=rf"{message} \({mode}\..*dataset\.holdout of that run"):
+            checkpoint.load_model(path, other)
 
 
 def test_load_model_gives_step_and_fraction(tmp_path: Path) -> None:

@@ -48,6 +48,8 @@ SMALL = ("model.occupancy.resolution=6", "model.background.num_samples=4", "trai
 """For Triton's interpreter, which takes a while."""
 REFLECTION = ("model.radiance.head=reflection",)
 IMPORTANCE = ("model.importance=12",)
+EMBEDDING = ("model.appearance.mode=embedding", "model.appearance.width=4")
+EXPOSURE = ("model.appearance.mode=exposure",)
 ON_GPU_CODE = pytest.param("cuda", marks=needs_triton)
 
 
@@ -108,8 +110,8 @@ def render_and_differentiate(
 @pytest.mark.parametrize("backend", ["cpu", "reference", ON_GPU_CODE])
 @pytest.mark.parametrize(
     "overrides",
-    [(), WITHOUT_MASKS, ("model.density=volsdf",), REFLECTION, NUMERICAL, IMPORTANCE],
-    ids=["masks", "background", "volsdf", "reflection", "numerical", "importance"],
+    [(), WITHOUT_MASKS, ("model.density=volsdf",), REFLECTION, NUMERICAL, IMPORTANCE, EMBEDDING],
+    ids=["masks", "background", "volsdf", "reflection", "numerical", "importance", "embedding"],
 )
 @pytest.mark.parametrize("prunes", [True, False], ids=["pruned", "all"])
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="compares backends of the CPU")
@@ -398,8 +400,14 @@ class NoWaiting(TorchDispatchMode):
 @needs_triton
 @pytest.mark.parametrize(
     "overrides",
-    [(), WITHOUT_MASKS, EVERY_TERM, ("model.density=volsdf",), REFLECTION, NUMERICAL, IMPORTANCE],
-    ids=["masks", "background", "terms", "volsdf", "reflection", "numerical", "importance"],
+    [
+        *[(), WITHOUT_MASKS, EVERY_TERM, ("model.density=volsdf",), REFLECTION, NUMERICAL, IMPORTANCE],
+        *[EMBEDDING, EXPOSURE],
+    ],
+    ids=[
+        *["masks", "background", "terms", "volsdf", "reflection", "numerical", "importance"],
+        *["embedding", "exposure"],
+    ],
 )
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="a GPU checks this itself, see benchmarks/engine.py")
 def test_a_step_waits_for_nothing(tmp_path: Path, overrides: tuple[str, ...]) -> None:

@@ -243,6 +243,34 @@ def test_validation_takes_held_out_views_in_turn(
     assert "training view 000003.png, PSNR " in (run.folder / "log.txt").read_text()
 
 
+@pytest.mark.parametrize("mode", ["embedding", "exposure"])
+def test_only_validation_shows_a_training_view_in_its_own_light(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    config, scene = tiny_config(f"model.appearance.mode={mode}"), tiny_scene()
+    model = tiny_model(config)
+    with torch.no_grad():
+        (model.embedding or model.exposure).per_image[2] += 2.0
+    progress = final(config)
+
+    def shown(**options: Any) -> Tensor:
+        return render_view(model, scene.cameras, 3, progress, **options).rgb
+
+    own, plain = shown(as_photographed=True), shown()
+    assert float((own - plain).abs().max()) > 0.02
+    with torch.no_grad():
+        (model.embedding or model.exposure).per_image[:] = 0.0
+    if mode == "exposure":
+        assert torch.equal(plain, shown(as_photographed=True))
+    # Validation of view 3, as all that is shown of a capture without held-out views are training views.
+    asked: list[Any] = []
+    monkeypatch.setattr(evaluate, "render_view", lambda *a, **k: asked.append(k) or render_view(*a, **k))
+    run = new_run(config, tmp_path)
+    save_validation_picture(replace(scene, test_indices=()), model, progress, run, 1, 2)
+    measure_views(scene, model, progress, run, rays_at_once(1024))
+    assert [bool(options.get("as_photographed")) for options in asked] == [True, False, False]
+
+
 def test_panel_of_a_view(trained: Any) -> None:
     scene = tiny_scene()
     view = render_view(trained, scene.cameras, 2, final(tiny_config()))
