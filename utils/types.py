@@ -231,20 +231,6 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class RayHistogram:
-    """How the light of R rays is spread over N intervals each."""
-
-    edges: Float[Tensor, "R N_plus_1"]
-    """Normalised distances, 0..1, not falling along a ray."""
-    weights: Float[Tensor, "R N"]
-    """Of a proposal, or of what was rendered."""
-
-    def __post_init__(self) -> None:
-        r, n = self.weights.shape
-        assert self.edges.shape == (r, n + 1)
-
-
-@dataclass(frozen=True)
 class RenderOutput:
     """What a model shows along R rays, and what the losses need per sample."""
 
