@@ -15,6 +15,10 @@ from utils.types import Budget, Progress, Rays, RenderOutput
 class Model(nn.Module, ABC):
     """A method: renders rays, and knows its own sampling and its parameters' groups."""
 
+    provides: frozenset[str] = frozenset()
+    """Fields of :class:`utils.types.RenderOutput` that a loss term may look at and not every method fills:
+    ``histograms``, ``rgb_coarse``."""
+
     def __init__(self, backends: Backends) -> None:
         super().__init__()
         self.backends = backends

@@ -1,6 +1,6 @@
 """What all training rules share: weights that follow schedules, and the terms that look at pixels alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields
 from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -79,8 +79,11 @@ class System(Generic[C]):
         weights = {name: value_at(getattr(self.config.loss, name), fraction) for name in self.terms}
         return {name: weight for name, weight in weights.items() if weight > 0}
 
-    def check_training(self) -> None:
-        """Make sure that everything a loss term needs is installed, which rendering does without.
+    def check_training(self, provided: Collection[str]) -> None:
+        """Make sure that there is everything a loss term needs, which rendering does without.
+
+        Args:
+            provided: by the model, see :attr:`models.model.Model.provides`.
 
         Raises:
             ConfigError: the ``lpips`` term is on, and its package missing or its patches too small.

@@ -1,6 +1,7 @@
 """The configs that come with the project: each loads, and names itself as the README says."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,9 +10,22 @@ from systems.neus import NeuSSystem
 from utils.command_line import VRAM
 from utils.config import load_config
 
-DENSITY_OF = {"neuralangelo": "neus"}
-"""Methods that are named after something else than their density."""
+MODELS = {
+    "neus": ("neus", "neus"),
+    "neuralangelo": ("neus", "neus"),
+    "volsdf": ("neus", "volsdf"),
+    "nerf": ("nerf-ngp", None),
+    "nerf-vanilla": ("nerf", None),
+    "mipnerf360": ("mipnerf360", None),
+}
+"""By a config's method: ``model.name``, and ``model.density`` where there is one."""
 CONFS = sorted((Path(__file__).resolve().parents[1] / "confs").glob("*.yaml"))
+
+
+def method_and_format(path: Path) -> tuple[str, str]:
+    """``nerf-vanilla-blender.yaml`` is ``nerf-vanilla`` on ``blender``."""
+    method = max((name for name in MODELS if path.stem.startswith(f"{name}-")), key=len)
+    return method, path.stem.removeprefix(f"{method}-").split("-")[0]
 
 
 def test_there_are_configs() -> None:
@@ -24,9 +38,9 @@ def test_there_are_configs() -> None:
 @pytest.mark.parametrize("path", CONFS, ids=lambda path: path.stem)
 def test_config_loads_and_is_named_after_method_and_format(path: Path, device: str, vram: int | None) -> None:
     config = load_config(path, (), sections(), device, vram)
-    method, form, *_ = path.stem.split("-")
-    density = DENSITY_OF.get(method, method)
-    assert (config.model.density, config.dataset.name) == (density, form)
+    method, form = method_and_format(path)
+    model = config.model.name, getattr(config.model, "density", None)
+    assert (model, config.dataset.name) == (MODELS[method], form)
     assert config.name.startswith(f"{method}-{form}")
     # A run ends by itself, and its name is that of one folder.
     assert config.trainer.max_steps > 0
@@ -40,9 +54,15 @@ def test_a_gpu_gets_larger_steps_and_little_memory_smaller_ones() -> None:
         )
         assert gpu.trainer.max_minutes is None
         assert cpu.trainer.samples_per_step < small.trainer.samples_per_step < gpu.trainer.samples_per_step
-        tables = [config.model.sdf.hash_grid.log2_table_size for config in (cpu, small, gpu)]
+        grids = [_hash_grid(config.model) for config in (cpu, small, gpu)]
+        tables = [grid.log2_table_size for grid in grids if grid is not None]
         assert tables == sorted(set(tables))
         assert small.export.chunk < gpu.export.chunk
+
+
+def _hash_grid(model: Any) -> Any:
+    field = getattr(model, "sdf", None) or getattr(model, "density_field", None)
+    return None if field is None else field.hash_grid
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

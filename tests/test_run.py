@@ -133,13 +133,13 @@ class Plain:
 
 
 SCENE = SimpleNamespace(masks=None)
-MODEL = SimpleNamespace(num_levels=4)
+MODEL = SimpleNamespace(num_levels=4, provides=())
 
 
 def make_system(config: Any, num_levels: int, has_masks: bool) -> SimpleNamespace:
     assert (num_levels, has_masks) == (4, False)
     return SimpleNamespace(
-        progress_at=lambda fraction: f"progress {fraction}", priors=None, check_training=lambda: None
+        progress_at=lambda fraction: f"progress {fraction}", priors=None, check_training=lambda provided: None
     )
 
 

@@ -22,9 +22,9 @@ CPU = torch.device("cpu")
 WITHOUT_MASKS = ("dataset.apply_mask=false", "system.loss.mask=0", "model.background.enabled=true")
 
 
-def tiny_config(*overrides: str) -> Config:
-    """``tiny.yaml`` with ``key=value`` overrides."""
-    return load_config(Path(__file__).with_name("tiny.yaml"), overrides, SECTIONS)
+def tiny_config(*overrides: str, method: str = "tiny") -> Config:
+    """``tiny.yaml``, or that of another method, with ``key=value`` overrides."""
+    return load_config(Path(__file__).with_name(f"{method}.yaml"), overrides, SECTIONS)
 
 
 @cache
@@ -55,16 +55,18 @@ def build_trainer(config: Config, run: Run, scene: Scene | None = None) -> Train
     return Trainer(config, scene, model, system, run, CPU)
 
 
-def new_trainer(outputs: Path, *overrides: str, scene: Scene | None = None) -> Trainer:
+def new_trainer(outputs: Path, *overrides: str, scene: Scene | None = None, method: str = "tiny") -> Trainer:
     """A trainer at the start of a run of its own below ``outputs``."""
-    config = tiny_config(*overrides)
+    config = tiny_config(*overrides, method=method)
     return build_trainer(config, new_run(config, outputs), scene)
 
 
-def resumed_trainer(trainer: Trainer, *overrides: str, checkpoint: str = "last.pth") -> Trainer:
+def resumed_trainer(
+    trainer: Trainer, *overrides: str, checkpoint: str = "last.pth", method: str = "tiny"
+) -> Trainer:
     """A new trainer that goes on in the folder of an earlier one, as ``--resume`` does."""
     run = Run.reopen(trainer.run.folder, trainer.run.outputs_dir / "tf-logs")
-    resumed = build_trainer(tiny_config(*overrides), run, trainer.scene)
+    resumed = build_trainer(tiny_config(*overrides, method=method), run, trainer.scene)
     resumed.restore(run.checkpoints / checkpoint)
     return resumed
 
