@@ -32,9 +32,14 @@ def mixed_rays() -> Rays:
     )
 
 
+def even_distances(background: Background, rays: Rays, generator: torch.Generator | None) -> Tensor:
+    near = background.start(rays)
+    return background.even_intervals(rays, near, torch.full_like(near, background.far), generator).t
+
+
 def test_distances_by_hand() -> None:
     # Four bins from 4 to 100, even in 1 / t: 0.25, 0.19, 0.13, 0.07, 0.01.
-    distances = make_background(num_samples=4).distances(mixed_rays(), None)
+    distances = even_distances(make_background(num_samples=4), mixed_rays(), None)
     expected = torch.tensor([1 / 0.25, 1 / 0.19, 1 / 0.13, 1 / 0.07, 1 / 0.01])
     torch.testing.assert_close(distances[0], expected)
     # Past the sphere: from the point closest to the centre. Away from it: from close to the camera.
@@ -48,10 +53,10 @@ def test_distances_rise_to_the_far_end(num_samples: int) -> None:
     background = make_background(num_samples)
     rays = mixed_rays()
     for seed in range(20):
-        distances = background.distances(rays, torch.Generator().manual_seed(seed))
+        distances = even_distances(background, rays, torch.Generator().manual_seed(seed))
         assert distances.shape == (4, num_samples + 1)
         assert (distances.diff(dim=1) > 0).all()
-        plain = background.distances(rays, None)
+        plain = even_distances(background, rays, None)
         torch.testing.assert_close(distances[:, [0, -1]], plain[:, [0, -1]])
         torch.testing.assert_close(distances[:, -1], torch.full((4,), 100.0))
         if num_samples > 1:
@@ -76,7 +81,7 @@ def test_weights_sum_to_one(num_samples: int, density_bias: float) -> None:
     assert isinstance(last, torch.nn.Linear)
     with torch.no_grad():
         last.bias[0] = density_bias
-    rgb = background(mixed_rays(), torch.Generator().manual_seed(0))
+    rgb = background(mixed_rays(), torch.Generator().manual_seed(0)).rgb
     torch.testing.assert_close(rgb, torch.tensor([0.2, 0.5, 0.9]).expand(4, 3), atol=1e-5, rtol=0)
 
 
@@ -88,20 +93,20 @@ def test_dense_first_bin_hides_the_rest() -> None:
     with torch.no_grad():
         last.bias[0] = 30.0
     rays = mixed_rays()
-    edges = background.distances(rays, None)
+    edges = even_distances(background, rays, None)
     middle = 0.5 * (edges[:, 0] + edges[:, 1])
     positions = rays.origins + middle[:, None] * rays.directions
     raw = background.density_network(background.grid(contract(positions), 2.0))
     directions = encode_spherical_harmonics(rays.directions, background.direction_degree)
     expected = torch.sigmoid(background.color_network(torch.cat([raw[:, 1:], directions], dim=1)))
-    torch.testing.assert_close(background(rays, None), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(background(rays, None).rgb, expected, atol=1e-5, rtol=0)
 
 
 def test_colours_and_gradients_are_finite_and_reach_everything() -> None:
     background = make_background(16, far=1000.0)
     with torch.no_grad():
         background.grid.table.uniform_(-1, 1)
-    rgb = background(mixed_rays(), torch.Generator().manual_seed(0))
+    rgb = background(mixed_rays(), torch.Generator().manual_seed(0)).rgb
     assert rgb.shape == (4, 3)
     assert ((rgb > 0) & (rgb < 1)).all()
     (rgb * torch.randn(4, 3)).sum().backward()
@@ -115,7 +120,7 @@ def test_without_rays() -> None:
     nothing = torch.zeros(0)
     rays = rays_of(torch.zeros(0, 3), torch.zeros(0, 3), nothing, nothing)
     background = make_background()
-    rgb = background(rays, None)
+    rgb = background(rays, None).rgb
     assert rgb.shape == (0, 3)
     rgb.sum().backward()
 
@@ -124,7 +129,7 @@ def colours_and_gradients(
     background: Background, rays: Rays, num_rays: Tensor | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Colours without jitter, and the derivatives of a function of them in all parameters."""
-    rgb = background(rays, None, num_rays)
+    rgb = background(rays, None, num_rays).rgb
     if num_rays is not None:
         rgb = torch.where((torch.arange(len(rgb), device=rgb.device) < num_rays)[:, None], rgb, 0.0)
     names, parameters = zip(*background.named_parameters(), strict=True)
