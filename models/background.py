@@ -122,6 +122,11 @@ class Background(nn.Module):
             else None
         )
 
+    @property
+    def num_proposals(self) -> int:
+        """Fields that place the samples; 0 where they are evenly spaced."""
+        return 0 if self.sampler is None else len(self.sampler.fields)
+
     def start(self, rays: Rays) -> Float[Tensor, " R"]:
         """Where the samples begin: behind the unit sphere, or, beside it, at a ray's closest point to it."""
         closest = -(rays.origins * rays.directions).sum(dim=1)

@@ -29,6 +29,11 @@ class Model(nn.Module, ABC):
     def num_levels(self) -> int:
         """Levels of the hash grid; 0 where there is none."""
 
+    @property
+    def num_proposals(self) -> int:
+        """Proposals that place its samples and want the loss term ``interlevel``."""
+        return 0
+
     @abstractmethod
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by their learning rate's key in ``trainer.optimizer``."""

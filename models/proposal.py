@@ -160,6 +160,13 @@ def dense_weights(alpha: Float[Tensor, "R N"], backend: str) -> Float[Tensor, "R
     return render_weights(alpha.reshape(-1), offsets, backend).view(num_rays, num)
 
 
+def composite_weights(
+    density: Float[Tensor, " R_N"], lengths: Float[Tensor, "R N"], ends: bool, backend: str
+) -> Float[Tensor, "R N"]:
+    """Weights w_i = T_i (1 - exp(-density_i length_i)): :func:`opacities`, then :func:`dense_weights`."""
+    return dense_weights(opacities(density, lengths, ends), backend)
+
+
 class ProposalField(nn.Module):
     """Density alone, on a small hash grid: a proposal's."""
 
@@ -247,8 +254,7 @@ class ProposalSampler(nn.Module):
                 intervals = ray_intervals(still, edges, near, far, self._spacing, self._contraction)
                 real = None if num_rays is None else num_rays * count
                 density = self.fields[level](intervals.positions, real)
-                alpha = opacities(density, intervals.lengths, self._ends)
-                weights = dense_weights(alpha, self._backend)
+                weights = composite_weights(density, intervals.lengths, self._ends, self._backend)
                 histograms.append(RayHistogram(edges, weights))
         final = ray_intervals(rays, edges, near, far, self._spacing, self._contraction)
         return final, tuple(histograms)

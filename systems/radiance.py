@@ -1,13 +1,13 @@
 """Training rules of the radiance family: colours, and where its methods place samples."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from systems.system import System, check_weights, pixel_terms
+from systems.schedules import proposal_exponent
+from systems.system import System, check_weights, histogram_terms, pixel_terms
 from utils.types import Batch, Field, Progress, RenderOutput
 
 
@@ -24,6 +24,11 @@ class RadianceLossConfig:
     """1 - intersection over union of opacity and mask; needs masks."""
     opacity: Any = 0.0
     """Entropy of the rays' opacities: all or nothing."""
+    interlevel: Any = 0.0
+    """How much of the rendered weights each proposal misses (mip-NeRF 360, equation 13); needs a method with
+    proposals, which learn from nothing else. Typical: 1."""
+    distortion: Any = 0.0
+    """How far the light of a ray is spread (mip-NeRF 360, equation 15); needs the same. Typical: 0.01."""
     ssim: Any = 0.0
     """1 - structural similarity of patches (Wang et al. 2004)."""
     lpips: Any = 0.0
@@ -40,6 +45,9 @@ class RadianceSystemConfig:
 
     name: str = "nerf-ngp"
     loss: RadianceLossConfig = RadianceLossConfig()
+    proposal_anneal_end: float = 0.0
+    """Fraction of training after which samples are drawn as the proposals say; before, more evenly (0 = from
+    the start)."""
     patch_size: int = 11
     """Pixels along a side of the patches that the ssim and lpips terms look at."""
     num_patches: int = 4
@@ -52,6 +60,8 @@ class RadianceSystemConfig:
         for key, low in (("patch_size", 3), ("num_patches", 1)):
             if getattr(self, key) < low:
                 raise ValueError(f"system.{key}: must be at least {low}, got {getattr(self, key)}")
+        if not 0 <= self.proposal_anneal_end <= 1:
+            raise ValueError(f"system.proposal_anneal_end: must lie in 0..1, got {self.proposal_anneal_end}")
 
 
 class RadianceSystem(System[RadianceSystemConfig]):
@@ -59,7 +69,9 @@ class RadianceSystem(System[RadianceSystemConfig]):
 
     def progress_at(self, fraction: float) -> Progress:
         """Everything that depends on the fraction (0..1) of training done."""
-        return Progress(fraction, 1.0, float(self.num_levels), self.weights_at(fraction))
+        annealed = proposal_exponent(fraction, self.config.proposal_anneal_end)
+        weights = self.weights_at(fraction)
+        return Progress(fraction, 1.0, float(self.num_levels), weights, proposal_anneal=annealed)
 
     def loss_terms(
         self,
@@ -70,5 +82,5 @@ class RadianceSystem(System[RadianceSystemConfig]):
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
         """The unweighted terms that have a weight now; neither ``field`` nor ``generator`` is needed."""
-        terms: dict[str, Callable[[], Tensor]] = pixel_terms(render, batch)
+        terms = pixel_terms(render, batch) | histogram_terms(render)
         return {name: terms[name]() for name in progress.loss_weights}

@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from models import Model
 from process_data.batches import Priors
-from systems import losses, patch_losses
+from systems import histogram_losses, losses, patch_losses
 from systems.schedules import check_schedule, is_ever_on, value_at
 from utils.errors import ConfigError
-from utils.types import Batch, RenderOutput
+from utils.types import Batch, RayHistogram, RenderOutput
 
 T = TypeVar("T")
 
@@ -89,6 +90,16 @@ class System(Generic[C]):
             size = self.config.patch_size
             patch_losses.check_lpips("system.loss.lpips", "system.patch_size", size)
 
+    def check_model(self, model: Model) -> None:
+        """Make sure that all of a model has something to learn from.
+
+        Raises:
+            ConfigError: it has proposals, and the term that trains them is off.
+        """
+        if model.num_proposals > 0 and not self.is_ever_on("interlevel"):
+            what = "is 0, but the proposals that place samples learn from nothing else"
+            raise ConfigError("system.loss.interlevel", what, "set it to 1")
+
     @property
     def priors(self) -> Priors:
         """What batches have to bring along for the terms that are on at some time."""
@@ -115,7 +126,7 @@ def check_weights(loss: Any) -> None:
     values = [[value_at(getattr(loss, name), k / 100) for name in names] for k in range(101)]
     if min(map(min, values)) < 0:
         raise ValueError("system.loss: a weight is negative; give 0 or more")
-    if not all(map(sum, values)):
+    if not any(map(sum, values)):
         raise ValueError("system.loss: all weights are 0; give at least one colour term a weight")
 
 
@@ -137,6 +148,32 @@ def pixel_terms(render: RenderOutput, batch: Batch) -> dict[str, Callable[[], Te
         "opacity": lambda: losses.opacity_entropy(render.opacity, rays),
         "ssim": lambda: _on_patches(patch_losses.patch_ssim, render, batch),
         "lpips": lambda: _on_patches(patch_losses.patch_lpips, render, batch),
+    }
+
+
+def histogram_terms(render: RenderOutput) -> dict[str, Callable[[], Tensor]]:
+    """Terms by name that look at how the rays' weights are spread; each proposal must see what is rendered.
+
+    Raises:
+        ConfigError: by a term, when it is computed for a model without proposals, or without histograms.
+    """
+
+    def known(term: str, least: int) -> tuple[RayHistogram, ...]:
+        if len(render.histograms) < least:
+            what = (
+                "this model places no samples by proposals" if least > 1 else "this model has no histograms"
+            )
+            raise ConfigError(f"system.loss.{term}", what, "set it to 0")
+        return render.histograms
+
+    def interlevel() -> Tensor:
+        *proposals, last = known("interlevel", 2)
+        missed = [histogram_losses.interlevel(outer, last, render.is_served) for outer in proposals]
+        return torch.stack(missed).sum()
+
+    return {
+        "interlevel": interlevel,
+        "distortion": lambda: histogram_losses.distortion(known("distortion", 1)[-1], render.is_served),
     }
 
 

@@ -139,7 +139,10 @@ MODEL = SimpleNamespace(num_levels=4)
 def make_system(config: Any, num_levels: int, has_masks: bool) -> SimpleNamespace:
     assert (num_levels, has_masks) == (4, False)
     return SimpleNamespace(
-        progress_at=lambda fraction: f"progress {fraction}", priors=None, check_training=lambda: None
+        progress_at=lambda fraction: f"progress {fraction}",
+        priors=None,
+        check_training=lambda: None,
+        check_model=lambda model: None,
     )
 
 

@@ -9,6 +9,7 @@ from encoder import HashGridConfig, encode_spherical_harmonics
 from models.backends import Backends
 from models.background import Background, BackgroundConfig
 from models.contraction import contract
+from models.proposal import ProposalConfig
 from utils.types import Rays
 
 GRID = HashGridConfig(num_levels=2, log2_table_size=8, base_resolution=4, max_resolution=8)
@@ -17,6 +18,14 @@ GRID = HashGridConfig(num_levels=2, log2_table_size=8, base_resolution=4, max_re
 def make_background(num_samples: int = 8, far: float = 100.0, backend: str = "cpu") -> Background:
     config = BackgroundConfig(True, num_samples=num_samples, far=far, hash_grid=GRID, precision="float32")
     return Background(config, Backends.all(backend))
+
+
+def with_proposals() -> Background:
+    proposal = ProposalConfig((6, 5), (8, 16), 2, 8, 4, 8, precision="float32")
+    config = BackgroundConfig(
+        True, sampler="proposal", proposal=proposal, num_samples=8, hash_grid=GRID, precision="float32"
+    )
+    return Background(config, Backends.all("cpu"))
 
 
 def rays_of(origins: Tensor, directions: Tensor, near: Tensor, far: Tensor) -> Rays:
@@ -116,6 +125,41 @@ def test_colours_and_gradients_are_finite_and_reach_everything() -> None:
         assert parameter.grad.any(), name
 
 
+@pytest.mark.parametrize("seed", [None, 0])
+def test_proposals_place_the_samples(seed: int | None) -> None:
+    background = with_proposals()
+    rays = mixed_rays()
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    shown = background(rays, generator)
+    assert [tuple(h.weights.shape) for h in shown.histograms] == [(4, 6), (4, 5), (4, 8)]
+    for histogram in shown.histograms:
+        torch.testing.assert_close(histogram.weights.sum(dim=1), torch.ones(4))
+    # Where proposals see a wall, most samples go: all of space is thin but for a slab.
+    density = background.sampler.fields[1].forward
+
+    def wall(positions: Tensor, count: Tensor | None = None) -> Tensor:
+        inside = (positions[:, 2] > 1.6) & (positions[:, 2] < 1.8)
+        return 0.0 * density(positions, count) + torch.where(inside, 100.0, 1e-3)
+
+    for field in background.sampler.fields:
+        field.forward = wall
+    through = rays[:1]
+    near, far = background.start(through), torch.full((1,), background.far)
+    intervals, _ = background.sampler(through, near, far, 1.0, None)
+    height = intervals.positions[:, 2]
+    assert float(((height > 1.5) & (height < 1.9)).float().mean()) > 0.7
+
+
+def test_proposals_leave_the_colours_to_the_field() -> None:
+    background = with_proposals()
+    with torch.no_grad():
+        background.grid.table.uniform_(-1, 1)
+    shown = background(mixed_rays(), torch.Generator().manual_seed(0))
+    shown.rgb.square().sum().backward()
+    for name, parameter in background.named_parameters():
+        assert (parameter.grad is None) == name.startswith("sampler."), name
+
+
 def test_without_rays() -> None:
     nothing = torch.zeros(0)
     rays = rays_of(torch.zeros(0, 3), torch.zeros(0, 3), nothing, nothing)
@@ -159,6 +203,7 @@ def test_versions_agree(backend: str, num_rays: int | None) -> None:
     ("change", "message"),
     [
         ({"num_samples": 0}, r"model\.background\.num_samples"),
+        ({"num_samples": 1, "sampler": "proposal"}, r"model\.background\.num_samples: must be at least 2"),
         ({"far": 2.0}, r"model\.background\.far: must be above 2"),
     ],
 )

@@ -12,8 +12,7 @@ from models.proposal import (
     ProposalConfig,
     ProposalSampler,
     RayIntervals,
-    dense_weights,
-    opacities,
+    composite_weights,
     ray_intervals,
 )
 from systems.histogram_losses import interlevel
@@ -74,10 +73,10 @@ def test_weights_by_hand() -> None:
     lengths = torch.tensor([[0.5, 0.25, 1.0], [1.0, 1.0, 1.0]])
     passed = torch.exp(-torch.tensor([[0.0, 0.5, 1.0, 1.5], [0.0, 0.0, 4.0, 4.0]]))
     expected = passed[:, :-1] - passed[:, 1:]
-    weights = dense_weights(opacities(density, lengths, ends=False), "reference")
+    weights = composite_weights(density, lengths, False, "reference")
     torch.testing.assert_close(weights, expected)
     expected[:, 2] = passed[:, 2]
-    weights = dense_weights(opacities(density, lengths, ends=True), "reference")
+    weights = composite_weights(density, lengths, True, "reference")
     torch.testing.assert_close(weights, expected)
 
 
@@ -127,7 +126,7 @@ def test_rays_learn_from_the_final_samples_alone() -> None:
 def ball_weights(intervals: RayIntervals) -> Tensor:
     """Weights of a dense ball of radius 0.5."""
     density = torch.where(intervals.positions.norm(dim=1) < 0.5, 30.0, 0.0)
-    return dense_weights(opacities(density, intervals.lengths, ends=True), "reference")
+    return composite_weights(density, intervals.lengths, True, "reference")
 
 
 def test_proposals_learn_where_a_ball_is() -> None:
