@@ -75,7 +75,7 @@ def execute(args: argparse.Namespace, argv: list[str]) -> None:
     system = SYSTEMS[settings.system.name][1](settings.system, model.num_levels, scene.masks is not None)
     if args.train:
         preflight.check_priors(scene, system.priors, settings.trainer.max_rays)
-        system.check_training(model.provides)
+        system.check_training(model)
     if ckpt is not None:
         checkpoint.load_model(ckpt, model)
     # A checkpoint that was copied out of its run's folder starts a run of its own.

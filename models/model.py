@@ -15,10 +15,6 @@ from utils.types import Budget, Progress, Rays, RenderOutput
 class Model(nn.Module, ABC):
     """A method: renders rays, and knows its own sampling and its parameters' groups."""
 
-    provides: frozenset[str] = frozenset()
-    """Fields of :class:`utils.types.RenderOutput` that a loss term may look at and not every method fills:
-    ``histograms``, ``rgb_coarse``."""
-
     def __init__(self, backends: Backends) -> None:
         super().__init__()
         self.backends = backends
@@ -32,6 +28,16 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def num_levels(self) -> int:
         """Levels of the hash grid; 0 where there is none."""
+
+    @property
+    def num_proposals(self) -> int:
+        """Proposals that place its samples and want the loss term ``interlevel``."""
+        return 0
+
+    @property
+    def has_coarse_network(self) -> bool:
+        """Whether a coarse network sees the photographs, too, and wants the loss term ``rgb_coarse``."""
+        return False
 
     @abstractmethod
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:

@@ -22,7 +22,7 @@ from models.marching.transmittance import drop_dark
 from models.model import Model
 from models.occupancy import OccupancyConfig, OccupancyGrid, observable_cells
 from utils.errors import ConfigError
-from utils.types import Budget, Progress, Rays, RaySamples, RenderOutput, Scene
+from utils.types import Budget, Progress, RayHistogram, Rays, RaySamples, RenderOutput, Scene
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,11 @@ class NGP(Model):
     def scalars(self, progress: Progress) -> dict[str, float]:
         """For the history: ``occupied``, the share of cells that are sampled."""
         return {"occupied": self.occupancy.share}
+
+    @property
+    def num_proposals(self) -> int:
+        """Those that place the background's samples."""
+        return 0 if self.background is None else self.background.num_proposals
 
     def stage(self, progress: Progress) -> bool:
         """What in :meth:`render` branches on the progress: a recorded step serves one stage."""
@@ -145,8 +150,11 @@ class NGP(Model):
         opacity = pixels[:, 3]
         if self.background is None:
             behind = background_color.expand(len(rays), 3)
+            histograms: tuple[RayHistogram, ...] = ()
         else:
-            behind = self.background(rays, generator, None if budget is None else budget.num_rays)
+            num_rays = None if budget is None else budget.num_rays
+            backdrop = self.background(rays, generator, num_rays, None, progress.proposal_anneal)
+            behind, histograms = backdrop.rgb, backdrop.histograms
             if self.stage(progress):
                 behind = torch.where((rays.far > rays.near)[:, None], behind.detach(), behind)
         with torch.no_grad():
@@ -165,6 +173,7 @@ class NGP(Model):
             num_marched=num_marched,
             is_sample=samples.is_sample,
             is_served=None if budget is None else budget.served(samples.is_served),
+            histograms=histograms,
         )
 
     def update_occupancy(self, progress: Progress, generator: torch.Generator) -> None:

@@ -25,7 +25,7 @@ from models.occupancy import OccupancyConfig, OccupancyGrid, observable_cells
 from models.opacity import DENSITIES, MIN_BETA, DensityName
 from models.reflection import ReflectiveRadiance
 from utils.errors import ConfigError
-from utils.types import Budget, Progress, Rays, RaySamples, RenderOutput, Scene
+from utils.types import Budget, Progress, RayHistogram, Rays, RaySamples, RenderOutput, Scene
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,11 @@ class NeuS(Model):
         # NaN becomes the shortest step, so that the trainer gets to see the bad step.
         return torch.nan_to_num(step, nan=shortest)
 
+    @property
+    def num_proposals(self) -> int:
+        """Those that place the background's samples."""
+        return 0 if self.background is None else self.background.num_proposals
+
     def stage(self, progress: Progress) -> bool:
         """What in :meth:`render` branches on the progress: a recorded step serves one stage."""
         return self.background is not None and progress.fraction < self.config.background.wait
@@ -247,9 +252,11 @@ class NeuS(Model):
             color = self.exposure(color, rays.camera_indices, opacity)
         if self.background is None:
             behind = background_color.expand(len(rays), 3)
+            histograms: tuple[RayHistogram, ...] = ()
         else:
             num_rays = None if budget is None else budget.num_rays
-            behind = self.background(rays, generator, num_rays, appearance)
+            backdrop = self.background(rays, generator, num_rays, appearance, progress.proposal_anneal)
+            behind, histograms = backdrop.rgb, backdrop.histograms
             if self.exposure is not None:
                 behind = self.exposure(behind, rays.camera_indices)
             if self.stage(progress):
@@ -270,6 +277,7 @@ class NeuS(Model):
             num_marched=num_marched,
             is_sample=samples.is_sample,
             is_served=None if budget is None else budget.served(samples.is_served),
+            histograms=histograms,
         )
 
     def update_occupancy(self, progress: Progress, generator: torch.Generator) -> None:

@@ -25,14 +25,12 @@ from encoder import HashGrid, HashGridConfig
 from models.backends import Backends
 from models.compositing import render_weights
 from models.contraction import ContractionNorm, contract
+from models.density_field import density_of
 from models.fields import make_network
 from models.mlp import Precision
 from models.resampling import anneal, resample_intervals
 from models.spacing import Spacing, distances_from_s
 from utils.types import RayHistogram, Rays
-
-MAX_LOG_DENSITY = 15.0
-"""Above this the density's exponential goes on as a constant: neither it nor its gradient overflows."""
 
 
 @dataclass(frozen=True)
@@ -60,23 +58,23 @@ class ProposalConfig:
     def __post_init__(self) -> None:
         if not self.num_samples or min(self.num_samples) < 2:
             raise ValueError(
-                f"model.proposal.num_samples: must be one number per proposal, each at least 2, "
+                f"proposal.num_samples: must be one number per proposal, each at least 2, "
                 f"got {list(self.num_samples)}"
             )
         if len(self.max_resolutions) != len(self.num_samples):
             raise ValueError(
-                f"model.proposal.max_resolutions: must be as many numbers as num_samples has "
+                f"proposal.max_resolutions: must be as many numbers as num_samples has "
                 f"({len(self.num_samples)}), got {list(self.max_resolutions)}"
             )
         if self.hidden_width < 1:
-            raise ValueError(f"model.proposal.hidden_width: must be at least 1, got {self.hidden_width}")
+            raise ValueError(f"proposal.hidden_width: must be at least 1, got {self.hidden_width}")
         if self.padding < 0:
-            raise ValueError(f"model.proposal.padding: must not be negative, got {self.padding}")
+            raise ValueError(f"proposal.padding: must not be negative, got {self.padding}")
         for resolution in self.max_resolutions:
             try:
                 self.hash_grid(resolution)
             except ValueError as error:
-                raise ValueError(f"model.proposal: {error}") from None
+                raise ValueError(f"proposal.{error}") from None
 
     def hash_grid(self, max_resolution: int) -> HashGridConfig:
         """The grid of one proposal."""
@@ -107,33 +105,69 @@ class RayIntervals:
         return 0.5 * (self.t[:, 1:] + self.t[:, :-1])
 
 
-def density_of(raw: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-    """Density exp(x - 1) of a network's output x, bounded at e^15 (instant-ngp's exponential, shifted)."""
-    return torch.exp((raw - 1.0).clamp(max=MAX_LOG_DENSITY))
+def ray_intervals(
+    rays: Rays,
+    s: Float[Tensor, "R N_plus_1"],
+    near: Float[Tensor, " R"],
+    far: Float[Tensor, " R"],
+    spacing: Spacing,
+    contraction: ContractionNorm | None,
+) -> RayIntervals:
+    """The intervals between edges in normalised distance, as fields see them.
+
+    Gradients pass to the rays' origins and directions, but not to where on the rays the edges are.
+
+    Args:
+        rays: origins and directions; their unit sphere plays no part.
+        s: edges, 0 at ``near`` and 1 at ``far``, not falling.
+        near: scene units, above 0.
+        far: above ``near``.
+        spacing: see ``spacing.py``.
+        contraction: of the space in which the fields live; ``None``: none.
+    """
+    with torch.no_grad():
+        t = distances_from_s(s, near, far, spacing)
+
+    def points(distances: Tensor) -> Tensor:
+        positions = rays.origins[:, None] + distances[..., None] * rays.directions[:, None]
+        return positions if contraction is None else contract(positions, contraction)
+
+    lengths = points(t).diff(dim=1).norm(dim=2)
+    middles = points(0.5 * (t[:, 1:] + t[:, :-1]))
+    return RayIntervals(s, t, middles.flatten(0, 1), lengths)
+
+
+def opacities(
+    density: Float[Tensor, " R_N"], lengths: Float[Tensor, "R N"], ends: bool
+) -> Float[Tensor, "R N"]:
+    """Opacity 1 - exp(-density_i length_i) of each interval.
+
+    Args:
+        density: one ray after another.
+        lengths: of the intervals.
+        ends: whether the last interval is opaque, so that all of a ray's light ends in one of them.
+
+    Source: NeRF (Mildenhall et al. 2020), equation 3.
+    """
+    alpha = -torch.expm1(-density.view_as(lengths) * lengths)
+    return torch.cat([alpha[:, :-1], torch.ones_like(alpha[:, :1])], dim=1) if ends else alpha
+
+
+def dense_weights(alpha: Float[Tensor, "R N"], backend: str) -> Float[Tensor, "R N"]:
+    """:func:`models.compositing.render_weights` of N intervals on every ray."""
+    num_rays, num = alpha.shape
+    offsets = torch.arange(num_rays + 1, device=alpha.device) * num
+    return render_weights(alpha.reshape(-1), offsets, backend).view(num_rays, num)
 
 
 def composite_weights(
     density: Float[Tensor, " R_N"], lengths: Float[Tensor, "R N"], ends: bool, backend: str
 ) -> Float[Tensor, "R N"]:
-    """Weights of a dense block of intervals: w_i = T_i (1 - exp(-density_i length_i)).
-
-    Args:
-        density: one ray after another.
-        lengths: of the intervals.
-        ends: whether the last interval is opaque, so that the weights sum to 1.
-        backend: of the compositing.
-
-    Source: NeRF (Mildenhall et al. 2020), equation 3.
-    """
-    num_rays, num = lengths.shape
-    alpha = 1.0 - torch.exp(-density.view(num_rays, num) * lengths)
-    if ends:
-        alpha = torch.cat([alpha[:, :-1], torch.ones_like(alpha[:, :1])], dim=1)
-    offsets = torch.arange(num_rays + 1, device=alpha.device) * num
-    return render_weights(alpha.reshape(-1), offsets, backend).view(num_rays, num)
+    """Weights w_i = T_i (1 - exp(-density_i length_i)): :func:`opacities`, then :func:`dense_weights`."""
+    return dense_weights(opacities(density, lengths, ends), backend)
 
 
-class DensityField(nn.Module):
+class ProposalField(nn.Module):
     """Density alone, on a small hash grid: a proposal's."""
 
     def __init__(self, config: ProposalConfig, max_resolution: int, bound: float, backends: Backends) -> None:
@@ -179,7 +213,7 @@ class ProposalSampler(nn.Module):
         self._padding, self._spacing, self._contraction = config.padding, spacing, contraction
         self._ends, self._backend = ends, backends.compositing
         self.fields = nn.ModuleList(
-            DensityField(config, resolution, bound, backends) for resolution in config.max_resolutions
+            ProposalField(config, resolution, bound, backends) for resolution in config.max_resolutions
         )
 
     def forward(
@@ -202,11 +236,12 @@ class ProposalSampler(nn.Module):
             num_rays: on the device; of rays from here on the results mean nothing but are finite.
 
         Returns:
-            The intervals, which carry no gradient, and a histogram of each proposal, whose weights do.
+            The intervals, see :func:`ray_intervals`, and a histogram of each proposal, whose weights are
+            differentiable in the proposals' parameters.
         """
         # An opening that is no opening, as padding's may be, must not turn into numbers that are none.
         far = torch.maximum(far, near + 1e-3)
-        rays = replace(rays, origins=rays.origins.detach(), directions=rays.directions.detach())
+        still = replace(rays, origins=rays.origins.detach(), directions=rays.directions.detach())
         edges = torch.zeros(len(rays), 2, device=near.device)
         edges[:, 1] = 1.0
         weights = torch.ones_like(near)[:, None]
@@ -215,25 +250,11 @@ class ProposalSampler(nn.Module):
             padding = self._padding if level > 0 else 0.0
             likely = anneal(edges, weights, exponent)
             edges = resample_intervals(edges, likely, count, generator, padding=padding)
-            intervals = self.intervals(rays, edges, near, far)
             if level < len(self.fields):
+                intervals = ray_intervals(still, edges, near, far, self._spacing, self._contraction)
                 real = None if num_rays is None else num_rays * count
                 density = self.fields[level](intervals.positions, real)
                 weights = composite_weights(density, intervals.lengths, self._ends, self._backend)
                 histograms.append(RayHistogram(edges, weights))
-        return intervals, tuple(histograms)
-
-    @torch.no_grad()
-    def intervals(
-        self, rays: Rays, s: Float[Tensor, "R N_plus_1"], near: Float[Tensor, " R"], far: Float[Tensor, " R"]
-    ) -> RayIntervals:
-        """Where edges in normalised distance lie."""
-        t = distances_from_s(s, near, far, self._spacing)
-
-        def points(distances: Tensor) -> Tensor:
-            positions = rays.origins[:, None] + distances[..., None] * rays.directions[:, None]
-            return positions if self._contraction is None else contract(positions, self._contraction)
-
-        lengths = points(t).diff(dim=1).norm(dim=2)
-        middles = points(0.5 * (t[:, 1:] + t[:, :-1]))
-        return RayIntervals(s, t, middles.flatten(0, 1), lengths)
+        final = ray_intervals(rays, edges, near, far, self._spacing, self._contraction)
+        return final, tuple(histograms)

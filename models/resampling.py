@@ -28,20 +28,6 @@ _NOTHING = 1e-12
 """A ray whose mass is less has none that could say where its light ends."""
 
 
-def anneal_exponent(fraction: float, bias: float = 10.0) -> float:
-    """Exponent on the proposals' weights after a fraction (0..1) of their annealing: Schlick's bias.
-
-    b f / ((b - 1) f + 1): 0 at the start, where all intervals count alike, 1 at the end. Half of it is done
-    after 1 / (b + 1) of the way.
-
-    >>> anneal_exponent(0.0), anneal_exponent(1.0), round(anneal_exponent(1 / 11), 6)
-    (0.0, 1.0, 0.5)
-
-    Source: mip-NeRF 360, section "Annealing" of the supplement (there b = 10 over all of training).
-    """
-    return bias * fraction / ((bias - 1.0) * fraction + 1.0)
-
-
 @torch.no_grad()
 def anneal(
     edges: Float[Tensor, "R N_plus_1"],
@@ -50,7 +36,10 @@ def anneal(
 ) -> Float[Tensor, "R N"]:
     """Weights to the power of ``exponent``: with 0 all intervals are equally likely, 1 changes nothing.
 
-    An interval of no length has no weight at any exponent.
+    An interval of no length has no weight at any exponent. For the exponent over the course of training see
+    :func:`systems.schedules.proposal_exponent`.
+
+    Source: mip-NeRF 360, section "Annealing" of the supplement.
     """
     weights = weights.clamp(min=0.0)
     return torch.where(edges.diff(dim=1) > 0, weights**exponent, 0.0)

@@ -12,8 +12,8 @@ from torch import Tensor
 from process_data.batches import Priors
 from systems import losses
 from systems.photo_consistency import photo_consistency
-from systems.schedules import Schedule, check_schedule, value_at
-from systems.system import System, check_weights, given, pixel_terms
+from systems.schedules import Schedule, check_schedule, proposal_exponent, value_at
+from systems.system import System, check_weights, given, histogram_terms, pixel_terms
 from utils.types import Batch, Field, Progress, RenderOutput
 
 GEOMETRY_TERMS = frozenset({"depth", "depth_prior", "normal_prior"})
@@ -62,6 +62,12 @@ class LossConfig:
     curvature: Any = 0.0
     """Normal curvature along random tangents at the samples (after PermutoSDF). Typical: 5e-4, falling as
     levels open."""
+    interlevel: Any = 0.0
+    """How much of the background's light its proposals miss (mip-NeRF 360, equation 13), which learn from
+    nothing else; needs model.background.sampler=proposal. Typical: 1."""
+    distortion: Any = 0.0
+    """How far the background's light is spread along a ray (mip-NeRF 360, equation 15); needs a background.
+    Typical: 0.002 (nerfacto) to 0.01."""
     ssim: Any = 0.0
     """1 - structural similarity of patches (Wang et al. 2004). No weight has been measured yet; 3D Gaussian
     splatting (Kerbl et al. 2023) takes 0.25 of the L1 weight."""
@@ -106,6 +112,9 @@ class NeuSSystemConfig:
     """Width of its windows in pixels, odd."""
     cos_anneal_end: float = 0.1
     """Fraction of training after which NeuS's true cosine is used (0 = from the start)."""
+    proposal_anneal_end: float = 0.1
+    """Fraction of training after which the background's samples are drawn as its proposals say; before, more
+    evenly (0 = from the start)."""
     inv_s: Any = None
     """Sharpness of the density, 1 / scene units, prescribed instead of learned: a number, or a schedule of
     [fraction, value] pairs, geometric between them."""
@@ -120,7 +129,7 @@ class NeuSSystemConfig:
     it, or the scene's own (dataset.background), which forgives masks that are too wide."""
 
     def __post_init__(self) -> None:
-        for key in ("cos_anneal_end", "levels_start", "levels_end"):
+        for key in ("cos_anneal_end", "proposal_anneal_end", "levels_start", "levels_end"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"system.{key}: must lie in 0..1, got {getattr(self, key)}")
         if self.inv_s is not None:
@@ -176,7 +185,8 @@ class NeuSSystem(System[NeuSSystemConfig]):
         levels = first + opened * (self.num_levels - first)
         learns = not GEOMETRY_TERMS.isdisjoint(weights)
         inv_s = None if config.inv_s is None else math.exp(value_at(_logarithms(config.inv_s), fraction))
-        return Progress(fraction, anneal, levels, weights, learns, inv_s)
+        proposals = proposal_exponent(fraction, config.proposal_anneal_end)
+        return Progress(fraction, anneal, levels, weights, learns, inv_s, proposals)
 
     def loss_terms(
         self,
@@ -196,20 +206,24 @@ class NeuSSystem(System[NeuSSystemConfig]):
             generator: of random points, on the device; only such terms draw from it.
         """
         samples = render.is_sample
-        terms: dict[str, Callable[[], Tensor]] = pixel_terms(render, batch) | {
-            "eikonal": lambda: losses.eikonal(given(render.gradient), samples),
-            "free_space": lambda: self._free_space(batch, field, generator),
-            "sparsity": lambda: losses.sparsity(given(render.sdf), self.config.sparsity_scale, samples),
-            "sparse_points": lambda: losses.sparse_points(field(given(batch.points))[0]),
-            "depth": lambda: _depth(render, batch),
-            "depth_prior": lambda: _depth_prior(render, batch),
-            "normal_prior": lambda: _normal_prior(render, batch),
-            "photo_consistency": lambda: photo_consistency(render, batch, given(batch.windows)(), field),
-            "eikonal_random": lambda: self._eikonal_random(field, generator),
-            "eikonal_near": lambda: self._eikonal_near(render, field, generator),
-            "laplacian": lambda: self._laplacian(render, field),
-            "curvature": lambda: self._curvature(render, field, generator),
-        }
+        terms: dict[str, Callable[[], Tensor]] = (
+            pixel_terms(render, batch)
+            | histogram_terms(render)
+            | {
+                "eikonal": lambda: losses.eikonal(given(render.gradient), samples),
+                "free_space": lambda: self._free_space(batch, field, generator),
+                "sparsity": lambda: losses.sparsity(given(render.sdf), self.config.sparsity_scale, samples),
+                "sparse_points": lambda: losses.sparse_points(field(given(batch.points))[0]),
+                "depth": lambda: _depth(render, batch),
+                "depth_prior": lambda: _depth_prior(render, batch),
+                "normal_prior": lambda: _normal_prior(render, batch),
+                "photo_consistency": lambda: photo_consistency(render, batch, given(batch.windows)(), field),
+                "eikonal_random": lambda: self._eikonal_random(field, generator),
+                "eikonal_near": lambda: self._eikonal_near(render, field, generator),
+                "laplacian": lambda: self._laplacian(render, field),
+                "curvature": lambda: self._curvature(render, field, generator),
+            }
+        )
         return {name: terms[name]() for name in progress.loss_weights}
 
     def _free_space(self, batch: Batch, field: Field, generator: torch.Generator) -> Tensor:

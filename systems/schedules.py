@@ -58,6 +58,26 @@ def is_ever_on(schedule: Schedule) -> bool:
     return any(pair[1] > 0 for pair in schedule)
 
 
+def proposal_exponent(fraction: float, end: float, bias: float = 10.0) -> float:
+    """Exponent on proposals' weights: from 0, where all intervals count alike, to 1 at the fraction ``end``.
+
+    Schlick's bias b f / ((b - 1) f + 1) of the part f of the way there that is done: half of it after
+    1 / (b + 1).
+
+    >>> proposal_exponent(0.5, 1.0, bias=3.0), proposal_exponent(0.0, 0.1), proposal_exponent(0.2, 0.1)
+    (0.75, 0.0, 1.0)
+    >>> proposal_exponent(0.0, 0.0)
+    1.0
+
+    Source: mip-NeRF 360 (Barron et al. 2022), section "Annealing" of the supplement (b = 10, over all of
+    training).
+    """
+    if fraction >= end:
+        return 1.0
+    done = fraction / end
+    return bias * done / ((bias - 1.0) * done + 1.0)
+
+
 def learning_rate_factor(
     step: int, fraction: float, warmup_steps: int, decay: str, final_ratio: float
 ) -> float:

@@ -1,6 +1,6 @@
 """What all training rules share: weights that follow schedules, and the terms that look at pixels alone."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from models import Model
 from process_data.batches import Priors
-from systems import losses, patch_losses
+from systems import histogram_losses, losses, patch_losses
 from systems.schedules import check_schedule, is_ever_on, value_at
 from utils.errors import ConfigError
 from utils.types import Batch, RenderOutput
@@ -79,18 +80,27 @@ class System(Generic[C]):
         weights = {name: value_at(getattr(self.config.loss, name), fraction) for name in self.terms}
         return {name: weight for name, weight in weights.items() if weight > 0}
 
-    def check_training(self, provided: Collection[str]) -> None:
-        """Make sure that there is everything a loss term needs, which rendering does without.
-
-        Args:
-            provided: by the model, see :attr:`models.model.Model.provides`.
+    def check_training(self, model: Model) -> None:
+        """Make sure that the terms have all that they look at, and all of the model has a term to learn from.
 
         Raises:
-            ConfigError: the ``lpips`` term is on, and its package missing or its patches too small.
+            ConfigError: the ``lpips`` term is on, and its package missing or its patches too small; a term
+                looks at what the model does not have; or nothing trains the model's proposals.
         """
         if self.is_ever_on("lpips"):
             size = self.config.patch_size
             patch_losses.check_lpips("system.loss.lpips", "system.patch_size", size)
+        if model.num_proposals > 0 and not self.is_ever_on("interlevel"):
+            what = "is 0, but the proposals that place samples learn from nothing else"
+            raise ConfigError("system.loss.interlevel", what, "set it to 1")
+        served = {
+            "interlevel": (model.num_proposals > 0, "this model places no samples by proposals"),
+            "distortion": (model.num_proposals > 0, "this model places no samples by proposals"),
+            "rgb_coarse": (model.has_coarse_network, "this model has no coarse network"),
+        }
+        for term, (is_served, what) in served.items():
+            if term in self.terms and self.is_ever_on(term) and not is_served:
+                raise ConfigError(f"system.loss.{term}", what, "set it to 0")
 
     @property
     def priors(self) -> Priors:
@@ -118,7 +128,7 @@ def check_weights(loss: Any) -> None:
     values = [[value_at(getattr(loss, name), k / 100) for name in names] for k in range(101)]
     if min(map(min, values)) < 0:
         raise ValueError("system.loss: a weight is negative; give 0 or more")
-    if not all(map(sum, values)):
+    if not any(map(sum, values)):
         raise ValueError("system.loss: all weights are 0; give at least one colour term a weight")
 
 
@@ -140,6 +150,20 @@ def pixel_terms(render: RenderOutput, batch: Batch) -> dict[str, Callable[[], Te
         "opacity": lambda: losses.opacity_entropy(render.opacity, rays),
         "ssim": lambda: _on_patches(patch_losses.patch_ssim, render, batch),
         "lpips": lambda: _on_patches(patch_losses.patch_lpips, render, batch),
+    }
+
+
+def histogram_terms(render: RenderOutput) -> dict[str, Callable[[], Tensor]]:
+    """Terms by name that look at how the rays' light is spread; each proposal must see what is rendered."""
+
+    def interlevel() -> Tensor:
+        *proposals, last = render.histograms
+        missed = [histogram_losses.interlevel(outer, last, render.is_served) for outer in proposals]
+        return torch.stack(missed).sum()
+
+    return {
+        "interlevel": interlevel,
+        "distortion": lambda: histogram_losses.distortion(render.histograms[-1], render.is_served),
     }
 
 

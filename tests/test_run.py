@@ -133,13 +133,15 @@ class Plain:
 
 
 SCENE = SimpleNamespace(masks=None)
-MODEL = SimpleNamespace(num_levels=4, provides=())
+MODEL = SimpleNamespace(num_levels=4)
 
 
 def make_system(config: Any, num_levels: int, has_masks: bool) -> SimpleNamespace:
     assert (num_levels, has_masks) == (4, False)
     return SimpleNamespace(
-        progress_at=lambda fraction: f"progress {fraction}", priors=None, check_training=lambda provided: None
+        progress_at=lambda fraction: f"progress {fraction}",
+        priors=None,
+        check_training=lambda model: None,
     )
 
 

@@ -9,6 +9,7 @@ from encoder import HashGridConfig, encode_spherical_harmonics
 from models.backends import Backends
 from models.background import Background, BackgroundConfig
 from models.contraction import contract
+from models.proposal import ProposalConfig
 from utils.types import Rays
 
 GRID = HashGridConfig(num_levels=2, log2_table_size=8, base_resolution=4, max_resolution=8)
@@ -17,6 +18,14 @@ GRID = HashGridConfig(num_levels=2, log2_table_size=8, base_resolution=4, max_re
 def make_background(num_samples: int = 8, far: float = 100.0, backend: str = "cpu") -> Background:
     config = BackgroundConfig(True, num_samples=num_samples, far=far, hash_grid=GRID, precision="float32")
     return Background(config, Backends.all(backend))
+
+
+def with_proposals() -> Background:
+    proposal = ProposalConfig((6, 5), (8, 16), 2, 8, 4, 8, precision="float32")
+    config = BackgroundConfig(
+        True, sampler="proposal", proposal=proposal, num_samples=8, hash_grid=GRID, precision="float32"
+    )
+    return Background(config, Backends.all("cpu"))
 
 
 def rays_of(origins: Tensor, directions: Tensor, near: Tensor, far: Tensor) -> Rays:
@@ -32,9 +41,14 @@ def mixed_rays() -> Rays:
     )
 
 
+def even_distances(background: Background, rays: Rays, generator: torch.Generator | None) -> Tensor:
+    near = background.start(rays)
+    return background.even_intervals(rays, near, torch.full_like(near, background.far), generator).t
+
+
 def test_distances_by_hand() -> None:
     # Four bins from 4 to 100, even in 1 / t: 0.25, 0.19, 0.13, 0.07, 0.01.
-    distances = make_background(num_samples=4).distances(mixed_rays(), None)
+    distances = even_distances(make_background(num_samples=4), mixed_rays(), None)
     expected = torch.tensor([1 / 0.25, 1 / 0.19, 1 / 0.13, 1 / 0.07, 1 / 0.01])
     torch.testing.assert_close(distances[0], expected)
     # Past the sphere: from the point closest to the centre. Away from it: from close to the camera.
@@ -48,10 +62,10 @@ def test_distances_rise_to_the_far_end(num_samples: int) -> None:
     background = make_background(num_samples)
     rays = mixed_rays()
     for seed in range(20):
-        distances = background.distances(rays, torch.Generator().manual_seed(seed))
+        distances = even_distances(background, rays, torch.Generator().manual_seed(seed))
         assert distances.shape == (4, num_samples + 1)
         assert (distances.diff(dim=1) > 0).all()
-        plain = background.distances(rays, None)
+        plain = even_distances(background, rays, None)
         torch.testing.assert_close(distances[:, [0, -1]], plain[:, [0, -1]])
         torch.testing.assert_close(distances[:, -1], torch.full((4,), 100.0))
         if num_samples > 1:
@@ -76,7 +90,7 @@ def test_weights_sum_to_one(num_samples: int, density_bias: float) -> None:
     assert isinstance(last, torch.nn.Linear)
     with torch.no_grad():
         last.bias[0] = density_bias
-    rgb = background(mixed_rays(), torch.Generator().manual_seed(0))
+    rgb = background(mixed_rays(), torch.Generator().manual_seed(0)).rgb
     torch.testing.assert_close(rgb, torch.tensor([0.2, 0.5, 0.9]).expand(4, 3), atol=1e-5, rtol=0)
 
 
@@ -88,20 +102,20 @@ def test_dense_first_bin_hides_the_rest() -> None:
     with torch.no_grad():
         last.bias[0] = 30.0
     rays = mixed_rays()
-    edges = background.distances(rays, None)
+    edges = even_distances(background, rays, None)
     middle = 0.5 * (edges[:, 0] + edges[:, 1])
     positions = rays.origins + middle[:, None] * rays.directions
     raw = background.density_network(background.grid(contract(positions), 2.0))
     directions = encode_spherical_harmonics(rays.directions, background.direction_degree)
     expected = torch.sigmoid(background.color_network(torch.cat([raw[:, 1:], directions], dim=1)))
-    torch.testing.assert_close(background(rays, None), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(background(rays, None).rgb, expected, atol=1e-5, rtol=0)
 
 
 def test_colours_and_gradients_are_finite_and_reach_everything() -> None:
     background = make_background(16, far=1000.0)
     with torch.no_grad():
         background.grid.table.uniform_(-1, 1)
-    rgb = background(mixed_rays(), torch.Generator().manual_seed(0))
+    rgb = background(mixed_rays(), torch.Generator().manual_seed(0)).rgb
     assert rgb.shape == (4, 3)
     assert ((rgb > 0) & (rgb < 1)).all()
     (rgb * torch.randn(4, 3)).sum().backward()
@@ -111,11 +125,46 @@ def test_colours_and_gradients_are_finite_and_reach_everything() -> None:
         assert parameter.grad.any(), name
 
 
+@pytest.mark.parametrize("seed", [None, 0])
+def test_proposals_place_the_samples(seed: int | None) -> None:
+    background = with_proposals()
+    rays = mixed_rays()
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    shown = background(rays, generator)
+    assert [tuple(h.weights.shape) for h in shown.histograms] == [(4, 6), (4, 5), (4, 8)]
+    for histogram in shown.histograms:
+        torch.testing.assert_close(histogram.weights.sum(dim=1), torch.ones(4))
+    # Where proposals see a wall, most samples go: all of space is thin but for a slab.
+    density = background.sampler.fields[1].forward
+
+    def wall(positions: Tensor, count: Tensor | None = None) -> Tensor:
+        inside = (positions[:, 2] > 1.6) & (positions[:, 2] < 1.8)
+        return 0.0 * density(positions, count) + torch.where(inside, 100.0, 1e-3)
+
+    for field in background.sampler.fields:
+        field.forward = wall
+    through = rays[:1]
+    near, far = background.start(through), torch.full((1,), background.far)
+    intervals, _ = background.sampler(through, near, far, 1.0, None)
+    height = intervals.positions[:, 2]
+    assert float(((height > 1.5) & (height < 1.9)).float().mean()) > 0.7
+
+
+def test_proposals_leave_the_colours_to_the_field() -> None:
+    background = with_proposals()
+    with torch.no_grad():
+        background.grid.table.uniform_(-1, 1)
+    shown = background(mixed_rays(), torch.Generator().manual_seed(0))
+    shown.rgb.square().sum().backward()
+    for name, parameter in background.named_parameters():
+        assert (parameter.grad is None) == name.startswith("sampler."), name
+
+
 def test_without_rays() -> None:
     nothing = torch.zeros(0)
     rays = rays_of(torch.zeros(0, 3), torch.zeros(0, 3), nothing, nothing)
     background = make_background()
-    rgb = background(rays, None)
+    rgb = background(rays, None).rgb
     assert rgb.shape == (0, 3)
     rgb.sum().backward()
 
@@ -124,7 +173,7 @@ def colours_and_gradients(
     background: Background, rays: Rays, num_rays: Tensor | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Colours without jitter, and the derivatives of a function of them in all parameters."""
-    rgb = background(rays, None, num_rays)
+    rgb = background(rays, None, num_rays).rgb
     if num_rays is not None:
         rgb = torch.where((torch.arange(len(rgb), device=rgb.device) < num_rays)[:, None], rgb, 0.0)
     names, parameters = zip(*background.named_parameters(), strict=True)
@@ -154,6 +203,7 @@ def test_versions_agree(backend: str, num_rays: int | None) -> None:
     ("change", "message"),
     [
         ({"num_samples": 0}, r"model\.background\.num_samples"),
+        ({"num_samples": 1, "sampler": "proposal"}, r"model\.background\.num_samples: must be at least 2"),
         ({"far": 2.0}, r"model\.background\.far: must be above 2"),
     ],
 )

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from models.resampling import (
     anneal,
-    anneal_exponent,
     dilate,
     invert_cumulative,
     resample_intervals,
@@ -181,9 +180,6 @@ def test_dilation_of_nothing() -> None:
 
 
 def test_annealing_by_hand() -> None:
-    # Half of the annealing is done after an eleventh of the way.
-    assert anneal_exponent(1 / 11) == pytest.approx(0.5)
-    assert anneal_exponent(0.5) == pytest.approx(5 / 5.5)
     edges = torch.tensor([[0.0, 0.2, 0.2, 1.0]])
     weights = torch.tensor([[0.25, 0.3, 0.0]])
     torch.testing.assert_close(anneal(edges, weights, 0.0), torch.tensor([[1.0, 0.0, 1.0]]))

@@ -61,6 +61,12 @@ def device_step_of(training: Trainer) -> DeviceStep:
 # Against packed buffers
 
 
+PROPOSALS = (
+    *WITHOUT_MASKS,
+    "model.background={sampler: proposal, proposal: {num_samples: [6, 5], max_resolutions: [8, 16]}}",
+    "model.background.proposal={num_levels: 2, log2_table_size: 8, base_resolution: 4, hidden_width: 8}",
+    "system.loss={interlevel: 1, distortion: 0.01}",
+)
 EVERY_TERM = (
     "system.loss={opacity: 0.1, sparsity: 0.1, rgb_l2: 1, rgb_charbonnier: 1, sparse_points: 1, depth: 1}",
     "system.loss={depth_prior: 1, normal_prior: 0.1, eikonal_random: 0.1, curvature: 1e-3}",
@@ -110,8 +116,8 @@ def render_and_differentiate(
 @pytest.mark.parametrize("backend", ["cpu", "reference", ON_GPU_CODE])
 @pytest.mark.parametrize(
     "overrides",
-    [(), WITHOUT_MASKS, ("model.density=volsdf",), REFLECTION, NUMERICAL, IMPORTANCE, EMBEDDING],
-    ids=["masks", "background", "volsdf", "reflection", "numerical", "importance", "embedding"],
+    [(), WITHOUT_MASKS, ("model.density=volsdf",), REFLECTION, NUMERICAL, IMPORTANCE, EMBEDDING, PROPOSALS],
+    ids=["masks", "background", "volsdf", "reflection", "numerical", "importance", "embedding", "proposals"],
 )
 @pytest.mark.parametrize("prunes", [True, False], ids=["pruned", "all"])
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="compares backends of the CPU")
@@ -146,7 +152,9 @@ def test_same_numbers_as_packed(overrides: tuple[str, ...], backend: str, prunes
     [(24, 150, 100), (24, 80, 400), (7, 1500, 1100), (0, 1500, 1100), (24, 3, 2)],
     ids=["few rendered", "few marched", "few rays", "no rays", "no room"],
 )
-@pytest.mark.parametrize("overrides", [(), WITHOUT_MASKS], ids=["masks", "background"])
+@pytest.mark.parametrize(
+    "overrides", [(), WITHOUT_MASKS, PROPOSALS], ids=["masks", "background", "proposals"]
+)
 def test_rays_without_room_have_no_part(
     overrides: tuple[str, ...], num_rays: int, marched: int, rendered: int
 ) -> None:

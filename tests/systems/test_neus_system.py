@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from sphere_priors import RADIUS, scene_with_priors
-from tiny import new_trainer, raiser, resumed_trainer, tiny_config, tiny_model
+from tiny import WITHOUT_MASKS, new_trainer, raiser, resumed_trainer, tiny_config, tiny_model, tiny_scene
 from torch import Tensor
 
 from process_data.batches import Priors, RayBatches
 from run import main, sections
 from systems import losses
+from systems.histogram_losses import distortion, interlevel
 from systems.neus import LossConfig, NeuSSystem, NeuSSystemConfig
 from systems.step import weighted_sum
 from utils.config import load_config
@@ -583,3 +584,50 @@ def test_depths_measured_outside_the_unit_sphere_do_not_count(seen: Seen) -> Non
         moved = replace(batch, depth=factor * batch.depth)
         found = system_of().loss_terms(render, moved, alone, field, torch.Generator())["depth"]
         assert float(found.detach()) == 0.0
+
+
+PROPOSALS = (*WITHOUT_MASKS, "model.background={sampler: proposal, proposal: {log2_table_size: 8}}")
+
+
+def test_proposals_without_their_term_are_refused() -> None:
+    for weight, is_fine in ((0, False), (1, True)):
+        config = tiny_config(*PROPOSALS, f"system.loss.interlevel={weight}")
+        model, system = tiny_model(config), NeuSSystem(config.system, 4, has_masks=False)
+        if is_fine:
+            system.check_training(model)
+            continue
+        with pytest.raises(ConfigError, match=r"^system\.loss\.interlevel: is 0, but the proposals"):
+            system.check_training(model)
+
+
+def test_histogram_terms_look_at_the_background() -> None:
+    config = tiny_config(*PROPOSALS, "system.loss={interlevel: 1, distortion: 0.01}")
+    model, system = tiny_model(config), NeuSSystem(config.system, 4, has_masks=False)
+    progress = system.progress_at(0.05)
+    # Half-way to the end of the proposals' annealing: 10 / 2 / (9 / 2 + 1).
+    assert progress.proposal_anneal == pytest.approx(10 / 11)
+    batch = RayBatches(tiny_scene(*PROPOSALS), seed=0).draw(40)
+    render = model.render(batch.rays, progress, torch.ones(3))
+    field = partial(model.query_field, progress=progress)
+    terms = system.loss_terms(render, batch, progress, field, torch.Generator())
+    *proposals, last = render.histograms
+    assert len(proposals) == 2
+    missed = torch.stack([interlevel(outer, last) for outer in proposals]).sum()
+    torch.testing.assert_close(terms["interlevel"], missed)
+    torch.testing.assert_close(terms["distortion"], distortion(last))
+
+
+@pytest.mark.parametrize(
+    ("term", "overrides", "what"),
+    [("interlevel", WITHOUT_MASKS, "places no samples by proposals"), ("distortion", (), "no histograms")],
+)
+def test_histogram_terms_of_models_without(term: str, overrides: tuple[str, ...], what: str) -> None:
+    config = tiny_config(*overrides, f"system.loss.{term}=1")
+    scene = tiny_scene(*overrides)
+    model, system = tiny_model(config), NeuSSystem(config.system, 4, has_masks=not overrides)
+    progress = system.progress_at(0.5)
+    batch = RayBatches(scene, seed=0).draw(8)
+    render = model.render(batch.rays, progress, torch.ones(3))
+    field = partial(model.query_field, progress=progress)
+    with pytest.raises(ConfigError, match=rf"^system\.loss\.{term}: this model (has )?{what}; set it to 0"):
+        system.loss_terms(render, batch, progress, field, torch.Generator())

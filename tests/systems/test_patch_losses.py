@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from tiny import raiser, tiny_config
+from tiny import bare_model, raiser, tiny_config
 from torch import Tensor, nn
 
 from systems.neus import NeuSSystem
@@ -177,7 +177,7 @@ def system_with_lpips(*overrides: str) -> NeuSSystem:
     config = tiny_config("system.loss.lpips=[[0,0],[0.5,0],[1,0.1]]", *overrides)
     # Rendering does without what training needs.
     system = NeuSSystem(config.system, 4, has_masks=True)
-    system.check_training(())
+    system.check_training(bare_model())
     return system
 
 
@@ -207,7 +207,7 @@ def test_lpips_of_small_patches_names_their_size(stub: ModuleType) -> None:
 
 def test_without_the_term_nobody_looks_for_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("systems.patch_losses.lpips_missing", raiser(AssertionError("looked")))
-    NeuSSystem(tiny_config("system.loss.ssim=0.1").system, 4, has_masks=True).check_training(())
+    NeuSSystem(tiny_config("system.loss.ssim=0.1").system, 4, has_masks=True).check_training(bare_model())
 
 
 @pytest.mark.skipif(metrics.lpips_missing() is not None, reason=f"LPIPS: {metrics.lpips_missing()}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import new_trainer, resumed_trainer, tiny_config, tiny_model
+from tiny import bare_model, new_trainer, resumed_trainer, tiny_config, tiny_model
 
 from systems import losses
 from systems.histogram_losses import distortion, interlevel
@@ -72,25 +72,29 @@ def _no_surface(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_the_proposals_are_followed_sooner_or_later() -> None:
-    system = system_of()
-    assert [system.progress_at(f).proposal_anneal for f in (0.0, 1.0)] == [0.0, 1.0]
-    assert system.progress_at(0.1).proposal_anneal == pytest.approx(1.0 / 1.9)
-    slow = RadianceSystem(replace(system.config, proposal_bias=1.0), 4, has_masks=False)
-    assert slow.progress_at(0.1).proposal_anneal == pytest.approx(0.1)
+    assert system_of().progress_at(0.0).proposal_anneal == 1.0
+    later = RadianceSystem(replace(system_of().config, proposal_anneal_end=0.5), 4, has_masks=False)
+    assert [later.progress_at(f).proposal_anneal for f in (0.0, 0.5, 1.0)] == [0.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("term", ["interlevel", "distortion", "rgb_coarse"])
 def test_terms_that_the_model_does_not_serve_are_refused(term: str) -> None:
     system = system_of(**{term: 0.1})
-    system.check_training({"histograms", "rgb_coarse"})
-    with pytest.raises(ConfigError, match=rf"system\.loss\.{term}: looks at what the model does not have"):
-        system.check_training(frozenset())
+    with pytest.raises(ConfigError, match=rf"system\.loss\.{term}: this model"):
+        system.check_training(bare_model())
+
+
+def test_what_must_learn_has_a_term() -> None:
+    model = bare_model(num_proposals=2, has_coarse_network=True)
+    with pytest.raises(ConfigError, match=r"system\.loss\.interlevel: is 0, but the proposals"):
+        system_of().check_training(model)
+    system_of(interlevel=1.0, distortion=0.01, rgb_coarse=1.0).check_training(model)
 
 
 def test_what_cannot_be() -> None:
     with pytest.raises(ConfigError, match=r"system\.loss\.mask: needs masks"):
         system_of(mask=0.1)
-    for change in ({"proposal_bias": 0.5}, {"patch_size": 2}, {"num_patches": 0}):
+    for change in ({"proposal_anneal_end": 1.5}, {"patch_size": 2}, {"num_patches": 0}):
         with pytest.raises(ValueError, match=rf"system\.{next(iter(change))}"):
             replace(RadianceSystemConfig(), **change)  # type: ignore[arg-type]
 

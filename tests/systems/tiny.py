@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from models import build_model
+from models import Model, build_model
+from models.backends import Backends
 from process_data import load_scene
 from run import sections
 from systems import SYSTEMS
@@ -41,6 +42,15 @@ def tiny_model(config: Config, scene: Scene | None = None) -> Any:
     """An untrained model, the same one for the same seed."""
     seed_everything(config.seed)
     return build_model(config.model, scene or scene_of(config.dataset), CPU)
+
+
+def bare_model(num_proposals: int = 0, has_coarse_network: bool = False) -> Any:
+    """A model that says what it has, and cannot do anything."""
+    members = dict.fromkeys(Model.__abstractmethods__) | {
+        "num_proposals": num_proposals,
+        "has_coarse_network": has_coarse_network,
+    }
+    return type("BareModel", (Model,), members)(Backends.all("cpu"))
 
 
 def new_run(config: Config, outputs: Path) -> Run:
