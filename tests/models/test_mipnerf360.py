@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from encoder import icosahedron_directions
+from models import mipnerf360
 from models.backends import Backends
 from models.contraction import contract
 from models.integrated_fields import ColorHead, DensityMLP, EncodingConfig, LayersConfig
@@ -402,15 +403,26 @@ def test_density_counts_in_scene_units() -> None:
     assert ((colors >= 0) & (colors <= 1)).all()
 
 
-def test_surface_is_where_the_density_passes_its_level() -> None:
-    model, positions = make(config()), torch.randn(201, 3) * 0.5
-    with torch.no_grad():
-        density = model.query_density(positions)
-    level = density.median().item()
-    model = make(config(surface_density=level))
-    is_inside = model.frozen_at(DONE).query_sdf(positions) < 0
-    assert torch.equal(is_inside, density > level)
-    assert is_inside.sum() == 100
+def test_surface_is_where_the_density_passes_its_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mipnerf360, "_CELLS", 32)
+    positions = torch.randn(201, 3) * 0.4
+
+    def ball(model: MipNeRF360, at: Tensor) -> Tensor:
+        """Dense within 0.3 of (0.2, 0, -0.1), with a soft border as wide as a cell."""
+        gap = (at - torch.tensor([0.2, 0.0, -0.1])).norm(dim=1) - 0.3
+        return 20 * torch.sigmoid(-gap / 0.06)
+
+    monkeypatch.setattr(MipNeRF360, "query_density", ball)
+    model = make(config(surface_density=10.0))
+    gap = (positions - torch.tensor([0.2, 0.0, -0.1])).norm(dim=1) - 0.3
+    sdf = model.frozen_at(DONE).query_sdf(positions)
+    assert torch.equal(sdf < 0, gap < 0)
+    assert 10 < (gap < 0).sum() < 190
+    # Far from it the distance is known, so that nobody looks there twice.
+    is_far = gap > 0.4
+    assert is_far.sum() > 10
+    assert (sdf[is_far] > 0.02).all()
+    assert (sdf <= gap.clamp(min=0.002)).all()
 
 
 def test_half_precision_is_close_and_learns() -> None:
