@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from models.backends import choose_backends
+from models.mipnerf360 import MipNeRF360, MipNeRF360Config
 from models.model import Model
 from models.nerf_ngp import NGP, NGPConfig
 from models.neus import NeuS, NeuSConfig
@@ -12,7 +13,11 @@ from utils.types import Scene
 
 __all__ = ["MODELS", "Model", "build_model"]
 
-MODELS: dict[str, tuple[type, Any]] = {"neus": (NeuSConfig, NeuS), "nerf-ngp": (NGPConfig, NGP)}
+MODELS: dict[str, tuple[type, Any]] = {
+    "neus": (NeuSConfig, NeuS),
+    "nerf-ngp": (NGPConfig, NGP),
+    "mipnerf360": (MipNeRF360Config, MipNeRF360),
+}
 """Methods by ``model.name``: configuration and class."""
 
 

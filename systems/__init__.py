@@ -8,5 +8,6 @@ from systems.radiance import RadianceSystem, RadianceSystemConfig
 SYSTEMS: dict[str, tuple[type, Any]] = {
     "neus": (NeuSSystemConfig, NeuSSystem),
     "nerf-ngp": (RadianceSystemConfig, RadianceSystem),
+    "mipnerf360": (RadianceSystemConfig, RadianceSystem),
 }
 """Training rules by ``system.name``: configuration and class."""

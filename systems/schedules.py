@@ -79,21 +79,28 @@ def proposal_exponent(fraction: float, end: float, bias: float = 10.0) -> float:
 
 
 def learning_rate_factor(
-    step: int, fraction: float, warmup_steps: int, decay: str, final_ratio: float
+    step: int, fraction: float, warmup_steps: int, decay: str, final_ratio: float, warmup: str = "linear"
 ) -> float:
-    """Factor on the base learning rate: linear warm-up in steps, decay over the fraction of training done.
+    """Factor on the base learning rate: warm-up in steps, decay over the fraction of training done.
 
     Args:
         step: steps taken so far.
         fraction: of training done, 0..1.
-        warmup_steps: the factor rises from 1 / warmup_steps to 1 over these; 0 for none.
+        warmup_steps: the factor rises to 1 over these; 0 for none.
         decay: ``exponential`` (final_ratio ** fraction), ``cosine`` (half a cosine from 1 to final_ratio) or
             ``constant``.
         final_ratio: what is left at the end.
+        warmup: ``linear`` (from 1 / warmup_steps) or ``sine`` (from 1 / 100 along a quarter of a sine, as
+            multinerf's).
     """
-    warmup = min((step + 1) / warmup_steps, 1.0) if warmup_steps > 0 else 1.0
+    if warmup_steps == 0:
+        rise = 1.0
+    elif warmup == "sine":
+        rise = 0.01 + 0.99 * math.sin(0.5 * math.pi * min(step / warmup_steps, 1.0))
+    else:
+        rise = min((step + 1) / warmup_steps, 1.0)
     if decay == "exponential":
-        return warmup * final_ratio**fraction
+        return rise * final_ratio**fraction
     if decay == "cosine":
-        return warmup * (final_ratio + (1.0 - final_ratio) * 0.5 * (1.0 + math.cos(math.pi * fraction)))
-    return warmup
+        return rise * (final_ratio + (1.0 - final_ratio) * 0.5 * (1.0 + math.cos(math.pi * fraction)))
+    return rise

@@ -51,8 +51,16 @@ class OptimizerConfig:
     """Learning rate of all of the background field.
 
     Well below the surface's, or it takes over what stands inside."""
+    proposals: float = 2e-3
+    """Learning rate of proposal networks that are no hash grids (mip-NeRF 360's)."""
+    beta2: float = 0.99
+    """Decay of the mean of squared gradients per step (Adam's own 0.999 is for long runs)."""
+    eps: float = 1e-15
+    """Added to Adam's denominator: gradients well below it move little."""
     warmup_steps: int = 100
-    """Linear warm-up."""
+    """Over these the rates rise."""
+    warmup: Literal["linear", "sine"] = "linear"
+    """From 1 / warmup_steps in a straight line, or from 1/100 along a quarter of a sine (mip-NeRF 360)."""
     decay: Literal["exponential", "cosine", "constant"] = "exponential"
     """After the warm-up, over the fraction of training done."""
     final_ratio: float = 0.05
@@ -68,9 +76,11 @@ class OptimizerConfig:
     touched; instant-ngp's rule), instead of letting its moments decay and move it on."""
 
     def __post_init__(self) -> None:
-        for key in ("grid", "networks", "variance", "background", "clip_norm"):
+        for key in ("grid", "networks", "variance", "background", "proposals", "clip_norm", "eps"):
             if not 0 <= getattr(self, key) <= 10:
                 raise ValueError(f"trainer.optimizer.{key}: must lie in 0..10, got {getattr(self, key)}")
+        if not 0 <= self.beta2 < 1:
+            raise ValueError(f"trainer.optimizer.beta2: must lie in [0, 1), got {self.beta2}")
         if not 0 <= self.weight_decay <= 1:
             raise ValueError(f"trainer.optimizer.weight_decay: must lie in 0..1, got {self.weight_decay}")
         if not 0 < self.final_ratio <= 1:
@@ -169,14 +179,15 @@ class Trainer:
             }
             for name, parameters in model.parameter_groups().items()
         ]
+        betas = (0.9, optimizer.beta2)
         self.optimizer: torch.optim.Optimizer
         self.device_step: DeviceStep | None = None
         if self._has_fixed_buffers():
             self.optimizer = Adam(
-                groups, betas=(0.9, 0.99), eps=1e-15, skip_untouched=optimizer.skip_untouched
+                groups, betas=betas, eps=optimizer.eps, skip_untouched=optimizer.skip_untouched
             )
         else:
-            self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=1e-15, fused=True)
+            self.optimizer = torch.optim.AdamW(groups, betas=betas, eps=optimizer.eps, fused=True)
         self.step = 0
         self.train_seconds = 0.0
         self.num_rays = max(self.min_rays, min(self.config.initial_rays, self.config.max_rays))
@@ -219,7 +230,8 @@ class Trainer:
         """Of each group of parameters, now."""
         config = self.config.optimizer
         factor = learning_rate_factor(
-            self.step, self.fraction_done(), config.warmup_steps, config.decay, config.final_ratio
+            *(self.step, self.fraction_done(), config.warmup_steps, config.decay, config.final_ratio),
+            warmup=config.warmup,
         )
         return [group["base_lr"] * factor for group in self.optimizer.param_groups]
 

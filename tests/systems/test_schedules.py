@@ -77,6 +77,12 @@ def test_warm_up_is_linear_in_steps() -> None:
     assert learning_rate_factor(0, 0.0, 0, "constant", 0.1) == 1.0
 
 
+def test_warm_up_along_a_sine() -> None:
+    factors = [learning_rate_factor(step, 0.0, 512, "constant", 0.1, "sine") for step in (0, 256, 512, 900)]
+    assert factors == pytest.approx([0.01, 0.01 + 0.99 * math.sqrt(0.5), 1.0, 1.0])
+    assert learning_rate_factor(0, 0.0, 0, "constant", 0.1, "sine") == 1.0
+
+
 @pytest.mark.parametrize(
     ("decay", "halfway"), [("exponential", 0.1), ("cosine", 0.5 * (1 + 0.01)), ("constant", 1.0)]
 )
