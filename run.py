@@ -76,6 +76,8 @@ def execute(args: argparse.Namespace, argv: list[str]) -> None:
     if args.train:
         preflight.check_priors(scene, system.priors, settings.trainer.max_rays)
         system.check_training(model)
+    if args.test:
+        preflight.check_video(scene, settings.test)
     if ckpt is not None:
         checkpoint.load_model(ckpt, model)
     # A checkpoint that was copied out of its run's folder starts a run of its own.

@@ -65,7 +65,7 @@ def orbit_path(scene: Scene, num_steps: int) -> Cameras:
         [horizontal * np.cos(angles[:, 0]), horizontal * np.sin(angles[:, 0]), np.sin(angles[:, 1])], axis=1
     )
     centers = target + np.median(distances) * directions @ frame
-    intrinsics, size = _typical_view(scene)
+    intrinsics, size = typical_view(scene)
     return Cameras(
         torch.from_numpy(_look_at(centers, target, up)).float(),
         intrinsics.expand(num_steps, 3, 3).contiguous(),
@@ -135,7 +135,7 @@ def _look_at(
     return np.stack([right, down, forward, centers], axis=2)
 
 
-def _typical_view(scene: Scene) -> tuple[Float32[Tensor, "1 3 3"], Int64[Tensor, "1 2"]]:
+def typical_view(scene: Scene) -> tuple[Float32[Tensor, "1 3 3"], Int64[Tensor, "1 2"]]:
     """Give K (1, 3, 3) and even (width, height) (1, 2) of the training view with the median focal length."""
     cameras = scene.cameras
     by_focal_length = sorted(scene.train_indices, key=lambda index: float(cameras.intrinsics[index, 0, 0]))

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from process_data.batches import full_image
-from process_data.paths import orbit_path
+from process_data.camera_paths import camera_path
 from systems.export import export_mesh
 from systems.ground_truth import SURFACE_ERRORS, known_surface, surface_errors
 from systems.mesh_against_render import compare_with_render
@@ -39,7 +39,10 @@ class TestConfig:
     """What ``--test`` makes besides the held-out metrics and the mesh."""
 
     video: bool = True
-    """Render the orbit (dataset.test_steps frames) to save/<name>.mp4."""
+    """Render a camera path (dataset.test_steps frames) to save/<name>.mp4."""
+    path: str = "orbit"
+    """The path: orbit; interp, a ride past the training cameras; or a JSON file with poses in world
+    coordinates, in the form of transforms.json or of nerfstudio's camera paths."""
     video_scale: float = 1.0
     """Size of the video's frames relative to the photographs."""
     fps: float = 20.0
@@ -122,7 +125,7 @@ def test(config: Config, scene: Scene, model: Any, progress: Progress, run: Run,
     names = ("psnr", "psnr_masked", "ssim", "ssim_masked", "lpips", "lpips_masked", *SURFACE_ERRORS)
     mean = {name: _mean([view[name] for view in views]) for name in names}
     if config.test.video:
-        _write_orbit(config, scene, model, progress, run, chunks)
+        _write_video(config, scene, model, progress, run, chunks)
     surface = export_and_compare(config, scene, model, progress, run, step, chunks)
     metrics = {
         "step": step,
@@ -221,10 +224,10 @@ def _mean(values: list[float | None]) -> float | None:
     return sum(present) / len(present) if present else None
 
 
-def _write_orbit(
+def _write_video(
     config: Config, scene: Scene, model: Any, progress: Progress, run: Run, chunks: Chunks
 ) -> None:
-    path = orbit_path(scene, config.dataset.test_steps)
+    path = camera_path(scene, config.test.path, config.dataset.test_steps)
 
     def frames() -> Iterator[Picture]:
         for index in tqdm(range(len(path)), desc="video", unit="frame", leave=False):

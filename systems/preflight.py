@@ -10,10 +10,12 @@ from dataclasses import fields, replace
 from typing import Any
 
 from process_data.batches import check_priors
+from process_data.camera_paths import camera_path
 from systems.schedules import is_ever_on
 from utils.errors import ConfigError
+from utils.types import Scene
 
-__all__ = ["check_overrides", "check_priors", "dataset_to_load"]
+__all__ = ["check_overrides", "check_priors", "check_video", "dataset_to_load"]
 
 _DEPTH_TERMS = ("system.loss.depth", "system.loss.depth_prior")
 _PRIOR_TERMS = (*_DEPTH_TERMS, "system.loss.normal_prior")
@@ -43,6 +45,7 @@ _SWITCHES: dict[str, tuple[str, ...]] = {
     "system.background": ("dataset.apply_mask",),
     "trainer.strict": ("trainer.learning_step", "trainer.health_step"),
     "test.fps": ("test.video",),
+    "test.path": ("test.video",),
     "test.video_scale": ("test.video",),
     "dataset.test_steps": ("test.video",),
 }
@@ -138,6 +141,17 @@ def dataset_to_load(settings: Any, trains: bool) -> Any:
             key, f"leaves out the maps that {terms[0]} needs", f"set it to null, or {terms[0]}=0"
         )
     return replace(dataset, use_priors=bool(terms))
+
+
+def check_video(scene: Scene, config: Any) -> None:
+    """Make sure that the video's camera path can be made.
+
+    Raises:
+        ConfigError: ``test.path`` is unknown, or its file holds no path.
+        DataError: the file is missing or broken.
+    """
+    if config.video:
+        camera_path(scene, config.path, num_steps=1)
 
 
 def _is_at(key: str, start: str) -> bool:

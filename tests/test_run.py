@@ -235,6 +235,7 @@ def rooms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Rooms]:
                 check_overrides=fake.check_overrides,
                 dataset_to_load=lambda settings, trains: settings.dataset,
                 check_priors=fake.check_priors,
+                check_video=lambda scene, config: None,
             ),
             "record": SimpleNamespace(
                 Run=SimpleNamespace(start=fake.start, reopen=fake.reopen),

@@ -152,7 +152,7 @@ def test_held_out_cameras_do_not_shape_the_path() -> None:
     torch.testing.assert_close(orbit_path(reduced, 7).c2w, orbit_path(scene_at(patch()), 7).c2w)
 
 
-def test_intrinsics_of_the_typical_view_with_even_size() -> None:
+def test_intrinsics_of_thetypical_view_with_even_size() -> None:
     path = orbit_path(scene_at(three(), size=(9, 7)), 2)
     assert path.size.tolist() == [[8, 6]] * 2
     assert path.intrinsics[:, 0, 0].tolist() == [51.0] * 2

@@ -11,7 +11,15 @@ from tiny import SECTIONS, tiny_config, tiny_scene
 import run
 from process_data.batches import Priors
 from process_data.formats.dtu import DTUConfig
-from systems.preflight import _REPLACED, _SWITCHES, _VAIN, check_overrides, check_priors, dataset_to_load
+from systems.preflight import (
+    _REPLACED,
+    _SWITCHES,
+    _VAIN,
+    check_overrides,
+    check_priors,
+    check_video,
+    dataset_to_load,
+)
 from systems.sweep.plan import load_sweep
 from utils.config import load_config
 from utils.errors import ConfigError
@@ -171,3 +179,11 @@ def test_load_config_is_enough_for_the_rules() -> None:
     assert (
         dataset_to_load(SimpleNamespace(dataset=config.dataset, tree=config.tree), True).use_priors is False
     )
+
+
+def test_a_video_path_that_does_not_exist_is_refused_before_anything_is_trained() -> None:
+    scene = tiny_scene()
+    check_video(scene, tiny_config("test.path=interp").test)
+    check_video(scene, tiny_config("test.path=spiral", "test.video=false").test)
+    with pytest.raises(ConfigError, match=r"test\.path: 'spiral' is not known"):
+        check_video(scene, tiny_config("test.path=spiral").test)
