@@ -102,6 +102,7 @@ class NGP(Model):
         self, rays: Rays, generator: torch.Generator | None, budget: Budget | None = None
     ) -> tuple[RaySamples, int | Int64[Tensor, ""]]:
         """March, then drop what is hidden. Returns the samples, and how many were marched."""
+        rays = rays.detach()
         if generator is None:
             jitter = torch.full_like(rays.near, 0.5)
         else:

@@ -181,7 +181,7 @@ class NeuS(Model):
 
         Returns the samples, and how many were marched.
         """
-        step = self.step_size(progress)
+        rays, step = rays.detach(), self.step_size(progress)
         if generator is None:
             jitter = torch.full_like(rays.near, 0.5)
         else:

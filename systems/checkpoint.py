@@ -110,6 +110,22 @@ def load_weights(path: Path, state: dict[str, Any], model: nn.Module) -> None:
     model.load_state_dict(stored)
 
 
+def load_poses(path: Path, state: dict[str, Any], poses: nn.Module | None) -> None:
+    """Put a checkpoint's refined poses into their module, if there is one.
+
+    Raises:
+        CheckpointError: only one of the two refines poses, or they are of other images.
+    """
+    if (poses is None) == ("poses" in state):
+        remedy = f"set trainer.poses.refine={str(poses is None).lower()}, as in that run"
+        what = f"was trained {'with' if poses is None else 'without'} refinement of poses"
+        raise CheckpointError(path, what, remedy)
+    if poses is not None:
+        for name, wanted in poses.state_dict().items():
+            _check_images(path, f"poses.{name}", state["poses"][name], wanted)
+        poses.load_state_dict(state["poses"])
+
+
 def _check_images(path: Path, name: str, stored: Tensor, wanted: Tensor) -> None:
     """What is learned per image (``models/per_image.py``) serves the images that it was learned from."""
     remedy = "use the dataset and the dataset.holdout of that run (config/parsed.yaml beside the ckpt folder)"

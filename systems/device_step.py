@@ -127,7 +127,7 @@ class DeviceStep:
         """Take one step at this progress with these learning rates, one for each group."""
         live = self._upload(progress, rates)
         terms = tuple(progress.loss_weights)
-        key = (terms, self._forward.model.stage(progress))
+        key = (terms, self._forward.stage(progress))
         return StepRecord(self._graphs.run(key, lambda: self._step(live)), terms)
 
     def _upload(self, progress: Progress, rates: Sequence[float]) -> Progress:

@@ -23,6 +23,7 @@ _PRIOR_TERMS = (*_DEPTH_TERMS, "system.loss.normal_prior")
 _SWITCHES: dict[str, tuple[str, ...]] = {
     "model.background.": ("model.background.enabled",),
     "trainer.optimizer.background": ("model.background.enabled",),
+    "trainer.poses.": ("trainer.poses.refine",),
     "model.occupancy.hull_tolerance": ("dataset.apply_mask",),
     "dataset.depth_unit": _DEPTH_TERMS,
     "dataset.depths": _DEPTH_TERMS,

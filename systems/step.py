@@ -1,6 +1,6 @@
 """What every training step does before it updates anything: rays, pixels, loss; and what it reports."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 from models import Model
 from process_data.batches import RayBatches
 from systems import losses
+from systems.poses import PoseRefinement
 from utils.types import Batch, Budget, Progress, RenderOutput
 
 
@@ -37,12 +38,20 @@ class Forward:
     """Of the samples' jitter, random backgrounds and the losses' random points, on the device."""
     scene_color: Float[Tensor, "3"]
     """The capture's plain colour behind masked objects, on the device."""
+    poses: PoseRefinement | None = None
+    """Where the cameras are refined."""
+
+    def stage(self, progress: Progress) -> Hashable:
+        """What branches on the progress beside the terms: a recorded step serves one stage."""
+        return self.model.stage(progress), self.poses is not None and self.poses.learns(progress)
 
     def __call__(self, progress: Progress, num_rays: int, budget: Budget | None = None) -> Judgement:
         """Draw ``num_rays`` rays, render as many of them as the budget allows, and judge the picture."""
         batch = self.batches.draw(num_rays)
         background = self.system.background_color(self.scene_color, self.generator)
         batch = composite_masked(batch, background)
+        if self.poses is not None:
+            batch = replace(batch, rays=self.poses(batch.rays, progress))
         render = self.model.render(batch.rays, progress, background, self.generator, budget)
         field = partial(self.model.query_field, progress=progress)
         terms = self.system.loss_terms(render, batch, progress, field, self.generator)

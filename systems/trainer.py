@@ -24,6 +24,7 @@ from systems.device_step import DeviceStep
 from systems.evaluate import save_validation_picture
 from systems.health import check_health, check_learning
 from systems.meter import Meter
+from systems.poses import PoseConfig, PoseRefinement, check_refinement
 from systems.random_state import global_random_state, set_global_random_state
 from systems.record import Run
 from systems.schedules import is_ever_on, learning_rate_factor
@@ -114,6 +115,7 @@ class TrainerConfig:
     foreground_share: float = 0.0
     """Share of the rays drawn from the (widened) masks only; the rest from everywhere."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    poses: PoseConfig = field(default_factory=PoseConfig)
     occupancy_every: int = 16
     """Steps between updates of the occupancy grid."""
     log_every: int = 50
@@ -167,7 +169,9 @@ class Trainer:
         self.min_rays = max(1, self.batches.num_patch_rays)
         self.generator = torch.Generator(device).manual_seed(config.seed + 1)
         color = torch.tensor(scene.background_color, device=device)
-        self.forward = Forward(self.batches, model, system, self.generator, color)
+        check_refinement(self.config.poses, system)
+        self.poses = PoseRefinement(self.config.poses, scene).to(device) if self.config.poses.refine else None
+        self.forward = Forward(self.batches, model, system, self.generator, color, self.poses)
         optimizer = self.config.optimizer
         groups = [
             {
@@ -179,6 +183,11 @@ class Trainer:
             }
             for name, parameters in model.parameter_groups().items()
         ]
+        if self.poses is not None:
+            rate, motions = self.config.poses.rate, list(self.poses.parameters())
+            groups.append(
+                {"params": motions, "lr": rate, "base_lr": rate, "weight_decay": 0.0, "name": "poses"}
+            )
         betas = (0.9, optimizer.beta2)
         self.optimizer: torch.optim.Optimizer
         self.device_step: DeviceStep | None = None
@@ -394,6 +403,8 @@ class Trainer:
                 log.info("interrupted at step %d; go on with --train --resume %s", self.step, path)
                 raise
         self.save_checkpoint()
+        if self.poses is not None:
+            self.poses.write(self.scene, self.run.save)
         self._list_run()
 
     def _train_step_or_none(self) -> StepRecord | None:
@@ -417,8 +428,9 @@ class Trainer:
             self._heed(check_health(self.scene, self.model, progress, self.run))
         if config.val_every and step % config.val_every == 0:
             progress = self.system.progress_at(self.fraction_done())
+            scene = self.scene if self.poses is None else self.poses.refined(self.scene)
             save_validation_picture(
-                *(self.scene, self.model, progress, self.run, step, step // config.val_every),
+                *(scene, self.model, progress, self.run, step, step // config.val_every),
                 self.validation_chunks,
             )
 
@@ -464,6 +476,8 @@ class Trainer:
             "bad_steps": self.bad_steps,
             "rollbacks": self.rollbacks,
         }
+        if self.poses is not None:
+            state["poses"] = self.poses.state_dict()
         self.last_checkpoint = checkpoint.save(
             self.run.checkpoints, self.step, state, self.config.keep_checkpoints
         )
@@ -477,6 +491,7 @@ class Trainer:
         """
         state = checkpoint.load(path)
         checkpoint.load_weights(path, state, self.model)
+        checkpoint.load_poses(path, state, self.poses)
         self._load(state, with_generators=True)
         self.last_checkpoint = path
         self.run.forget_after(self.step)
@@ -484,6 +499,8 @@ class Trainer:
 
     def _load(self, state: dict[str, Any], with_generators: bool) -> None:
         self.model.load_state_dict(state["model"])
+        if self.poses is not None:
+            self.poses.load_state_dict(state["poses"])
         # Learning rates and weight decay come from the config of now, everything else of the optimiser from
         # the checkpoint.
         now = [

@@ -73,6 +73,10 @@ class Rays:
     def __len__(self) -> int:
         return self.origins.shape[0]
 
+    def detach(self) -> "Rays":
+        """The same rays as constants; those of cameras that are refined have gradients."""
+        return replace(self, origins=self.origins.detach(), directions=self.directions.detach())
+
     def to(self, device: torch.device | str) -> "Rays":
         """The same rays on another device."""
         return Rays(

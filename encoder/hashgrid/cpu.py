@@ -20,7 +20,6 @@ from jaxtyping import Float, Int64
 from numba import njit, prange
 from torch import Tensor
 
-from encoder.hashgrid import reference
 from encoder.hashgrid.geometry import PRIME_Y, PRIME_Z, GridGeometry
 
 _BLOCK = 512
@@ -187,6 +186,67 @@ def table_gradient_kernel(
                     d_table[entry, f] += value
 
 
+@no_type_check
+@njit(parallel=True, fastmath={"contract", "nsz", "arcp"}, error_model="numpy", cache=True)
+def mixed_gradient_kernel(
+    positions, table, cells, offsets, masks, level_weights, bound, cotangent, direction, gradient
+):
+    """Add d <cotangent, J direction> / d position to ``gradient``, which comes as zeros.
+
+    A trilinear function v has no second derivative along one axis; along two, say x and y, it is what
+    v110 - v100 - v010 + v000 and the same on the far side interpolate to.
+    """
+    num_samples = positions.shape[0]
+    num_features = table.shape[1]
+    for block in prange((num_samples + _BLOCK - 1) // _BLOCK):
+        first = block * _BLOCK
+        last = min(first + _BLOCK, num_samples)
+        for level in range(cells.shape[0]):
+            level_weight = level_weights[level]
+            if level_weight == np.float32(0.0):
+                continue
+            column = 3 + level * num_features
+            n = np.float32(cells[level])
+            vertices = np.int64(cells[level] + 1)
+            offset = offsets[level]
+            mask = masks[level]
+            dense = mask == 0
+            for s in range(first, last):
+                cx, fx, sx = _locate(positions[s, 0], bound, n)
+                cy, fy, sy = _locate(positions[s, 1], bound, n)
+                cz, fz, sz = _locate(positions[s, 2], bound, n)
+                xy_near, xy_far = np.float32(0.0), np.float32(0.0)
+                xz_near, xz_far = np.float32(0.0), np.float32(0.0)
+                yz_near, yz_far = np.float32(0.0), np.float32(0.0)
+                for corner in range(8):
+                    ix, iy, iz = corner & 1, (corner >> 1) & 1, corner >> 2
+                    entry = offset + _corner_index(cx + ix, cy + iy, cz + iz, vertices, dense, mask)
+                    v = np.float32(0.0)
+                    for f in range(num_features):
+                        v += cotangent[s, column + f] * table[entry, f]
+                    xy = v if ix == iy else -v
+                    xz = v if ix == iz else -v
+                    yz = v if iy == iz else -v
+                    if iz == 0:
+                        xy_near += xy
+                    else:
+                        xy_far += xy
+                    if iy == 0:
+                        xz_near += xz
+                    else:
+                        xz_far += xz
+                    if ix == 0:
+                        yz_near += yz
+                    else:
+                        yz_far += yz
+                dxy = level_weight * sx * sy * ((np.float32(1.0) - fz) * xy_near + fz * xy_far)
+                dxz = level_weight * sx * sz * ((np.float32(1.0) - fy) * xz_near + fy * xz_far)
+                dyz = level_weight * sy * sz * ((np.float32(1.0) - fx) * yz_near + fx * yz_far)
+                gradient[s, 0] += dxy * direction[s, 1] + dxz * direction[s, 2]
+                gradient[s, 1] += dxy * direction[s, 0] + dyz * direction[s, 2]
+                gradient[s, 2] += dxz * direction[s, 0] + dyz * direction[s, 1]
+
+
 def _array(tensor: Tensor) -> npt.NDArray[np.float32]:
     return tensor.detach().contiguous().numpy()
 
@@ -284,15 +344,21 @@ def mixed_gradient(
     active_levels: float | Float[Tensor, ""],
     count: Int64[Tensor, ""] | None = None,
 ) -> Float[Tensor, "S 3"]:
-    """``d <cotangent, J direction> / d position``, which no training asks for: the reference serves."""
-    rows = len(positions) if count is None else int(count)
-    with torch.enable_grad():
-        point = positions[:rows].detach().requires_grad_()
-        encoded = reference.encode(point, table.detach(), geometry, active_levels)
-        (slope,) = torch.autograd.grad(encoded, point, cotangent[:rows], create_graph=True)
-    result = torch.zeros_like(positions)
-    (result[:rows],) = torch.autograd.grad(slope, point, direction[:rows])
-    return result
+    """``d <cotangent, J direction> / d position`` for each sample; only refined cameras ask for it."""
+    gradient = torch.zeros(len(positions), 3)
+    mixed_gradient_kernel(
+        _real_rows(positions, count),
+        _array(table),
+        geometry.cells,
+        geometry.offsets,
+        geometry.masks,
+        geometry.level_weights(float(active_levels)),
+        np.float32(geometry.bound),
+        _array(cotangent),
+        _array(direction),
+        gradient.numpy(),
+    )
+    return gradient
 
 
 def table_gradient(

@@ -54,8 +54,7 @@ def sdf_with_gradient(
         weights, biases: of the linear layers, first to last, ``(out, in)`` and ``(out,)``; softplus between.
         beta: sharpness of softplus(x) = log(1 + exp(beta x)) / beta; NeuS uses 100.
         backend: a key of :data:`IMPLEMENTATIONS` or :data:`OPTIONAL`. The CPU and CUDA versions are
-            differentiable once (in table, weights and biases, through both results), the reference any number
-            of times (in the positions, too).
+            differentiable once (through both results), the reference any number of times.
         count: rows of ``positions`` from here on are padding, whatever they hold: they give zeros and have no
             part in any gradient. ``None``: there is none.
 

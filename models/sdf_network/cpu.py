@@ -11,6 +11,7 @@ and the backward pass walks both in the opposite order (do, dn are the upstream 
     dh_n = W_o^T do     dz_l = dh_l s_l + du_l u_l beta (1 - s_l)
     dW_l += dz_l h_{l-1}^T     dh_{l-1} = W_l^T dz_l
 
+In the positions, which only the refinement of cameras asks for, dx = J^T dh_0 + d <g_0, J dn> / dx.
 (dh_0 also takes the upstream gradient of the encoding, which is handed on beside o.) The second summand of
 dz_l is the second derivative of softplus, s_l' = beta s_l (1 - s_l), times g_l du_l with g_l s_l = u_l. The
 table's gradient takes both ends, dh_0 and (g_0, dn), in one pass over the samples. Matrix products are
@@ -29,7 +30,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from encoder.hashgrid import GridGeometry, encode
-from encoder.hashgrid.cpu import features_and_jacobian, table_gradient
+from encoder.hashgrid.cpu import features_and_jacobian, mixed_gradient, table_gradient
 from models.sdf_network import reference
 from utils.padding import zero_padding
 
@@ -161,7 +162,7 @@ class _SoftplusLayer(torch.autograd.Function):
 
 
 class _SDFWithGradient(torch.autograd.Function):
-    """(positions, table, parameters) -> (outputs, gradient), differentiable once in table and parameters."""
+    """(positions, table, parameters) -> (outputs, gradient), differentiable once in all of them."""
 
     @staticmethod
     def forward(
@@ -191,7 +192,7 @@ class _SDFWithGradient(torch.autograd.Function):
         gradient = torch.empty_like(positions)
         _contract_kernel(jacobian.numpy(), cotangent.numpy(), gradient.numpy())
 
-        ctx.save_for_backward(positions, jacobian, cotangent, *weights, *hiddens, *slopes, *products)
+        ctx.save_for_backward(positions, table, jacobian, cotangent, *weights, *hiddens, *slopes, *products)
         ctx.geometry, ctx.active_levels, ctx.beta = geometry, active_levels, beta  # type: ignore[attr-defined]
         ctx.num_layers, ctx.features_per_level = len(slopes), table.shape[1]  # type: ignore[attr-defined]
         return outputs, gradient
@@ -200,7 +201,7 @@ class _SDFWithGradient(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_outputs, d_gradient):  # type: ignore[no-untyped-def]
         n = ctx.num_layers
-        positions, jacobian, cotangent, *rest = ctx.saved_tensors
+        positions, table, jacobian, cotangent, *rest = ctx.saved_tensors
         weights, hiddens, slopes, products = (
             rest[: n + 1],
             rest[n + 1 : 2 * n + 2],
@@ -240,8 +241,15 @@ class _SDFWithGradient(torch.autograd.Function):
             cotangent,
             d_gradient,
         )
+        d_positions = None
+        if ctx.needs_input_grad[0]:
+            where = ctx.geometry, ctx.active_levels
+            d_positions = mixed_gradient(positions, table, cotangent, d_gradient, *where)
+            through_values = torch.empty_like(positions)
+            _contract_kernel(jacobian.numpy(), d_hidden.numpy(), through_values.numpy())
+            d_positions += through_values
         interleaved = [tensor for pair in zip(d_weights, d_biases, strict=True) for tensor in pair]
-        return None, d_table, None, None, None, *interleaved
+        return d_positions, d_table, None, None, None, *interleaved
 
 
 def _column_sums(matrix: Tensor) -> Tensor:

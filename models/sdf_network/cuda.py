@@ -182,7 +182,8 @@ def sdf_with_gradient(
     count: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """See the package's ``sdf_with_gradient``."""
-    if not _is_fused(table, geometry, weights):
+    # The kernels leave out what positions would need; only cameras that are refined ask for it.
+    if positions.requires_grad or not _is_fused(table, geometry, weights):
         return reference.sdf_with_gradient(
             *(positions, table, geometry, active_levels, weights, biases, beta, count),
             encode=_ENCODE,

@@ -53,15 +53,27 @@ def write_transforms(scene: Scene, folder: Path) -> list[Path]:
     Raises:
         ExportError: a lens that must be resampled is too wide for a pinhole, or a file cannot be written.
     """
+    return _write(scene, folder / "transforms.json", "", "sparse_pc.ply")
+
+
+def write_cameras(scene: Scene, path: Path) -> list[Path]:
+    """Write a scene as a file of this format with any name; its pictures go to a folder of that name.
+
+    Raises:
+        ExportError: as :func:`write_transforms`.
+    """
+    return _write(scene, path, f"{path.stem}/", f"{path.stem}/sparse_pc.ply")
+
+
+def _write(scene: Scene, path: Path, prefix: str, points: str) -> list[Path]:
+    folder = path.parent
     sources = world_views(scene)
     models = {_model(view) for view in sources}
     is_fisheye = models == {"OPENCV_FISHEYE"}
-    targets = to_pinholes(
-        sources, lambda view: has_skew(view) or not _is_kept(view, is_fisheye), "transforms.json"
-    )
+    targets = to_pinholes(sources, lambda view: has_skew(view) or not _is_kept(view, is_fisheye), path.name)
 
-    images = [f"images/{view.image_path.name}" for view in targets]
-    masks = [f"masks/{view.image_path.name}" for view in targets]
+    images = [f"{prefix}images/{view.image_path.name}" for view in targets]
+    masks = [f"{prefix}masks/{view.image_path.name}" for view in targets]
     written = write_pictures(
         scene, sources, targets, [folder / path for path in images], [folder / path for path in masks]
     )
@@ -85,10 +97,10 @@ def write_transforms(scene: Scene, folder: Path) -> list[Path]:
         content["val_filenames"] = content["test_filenames"] = [images[index] for index in scene.test_indices]
     content |= _region(scene.world_from_scene.numpy())
     if scene.points is not None:
-        content["ply_file_path"] = "sparse_pc.ply"
-        written.append(folder / "sparse_pc.ply")
+        content["ply_file_path"] = points
+        written.append(folder / points)
         _write_points(written[-1], scene.points, scene.world_from_scene.numpy())
-    written.append(folder / "transforms.json")
+    written.append(path)
     write_json(written[-1], content)
     return written
 

@@ -123,6 +123,26 @@ def test_all_parameter_gradients(backend: str, hidden_layers: int, active_levels
         assert_same_gradient(actual[name], expected[name], tolerance=1e-4)
 
 
+@pytest.mark.parametrize("hidden_layers", [1, 2])
+@pytest.mark.parametrize("active_levels", [3.0, 1.5])
+def test_gradients_in_the_positions(backend: str, hidden_layers: int, active_levels: float) -> None:
+    """Of both results; what cameras are refined by."""
+    positions, table, network = random_positions(300), random_table(), random_network(hidden_layers)
+    draw = torch.Generator().manual_seed(3)
+    found = []
+    for dtype, version in ((torch.float32, backend), (torch.float64, "reference")):
+        at = positions.to(dtype).requires_grad_()
+        weights, biases = ([p.to(dtype) for p in group] for group in network)
+        draw.manual_seed(3)
+        outputs, gradient = sdf_with_gradient(
+            at, table.to(dtype), GEOMETRY, active_levels, weights, biases, BETA, version
+        )
+        loss = (outputs * torch.randn(outputs.shape, generator=draw).to(dtype)).sum()
+        loss = loss + (gradient * torch.randn(gradient.shape, generator=draw).to(dtype)).sum()
+        found += torch.autograd.grad(loss, at)
+    assert_same_gradient(*found, tolerance=1e-4)
+
+
 def test_saturated_units_have_finite_gradients(backend: str) -> None:
     # Pre-activations of +-300 / beta and more: there exp overflows in float32.
     weights, biases = random_network(2)

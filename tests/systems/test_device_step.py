@@ -50,6 +50,7 @@ REFLECTION = ("model.radiance.head=reflection",)
 IMPORTANCE = ("model.importance=12",)
 EMBEDDING = ("model.appearance.mode=embedding", "model.appearance.width=4")
 EXPOSURE = ("model.appearance.mode=exposure",)
+POSES = ("trainer.poses.refine=true",)
 ON_GPU_CODE = pytest.param("cuda", marks=needs_triton)
 
 
@@ -410,11 +411,11 @@ class NoWaiting(TorchDispatchMode):
     "overrides",
     [
         *[(), WITHOUT_MASKS, EVERY_TERM, ("model.density=volsdf",), REFLECTION, NUMERICAL, IMPORTANCE],
-        *[EMBEDDING, EXPOSURE],
+        *[EMBEDDING, EXPOSURE, POSES],
     ],
     ids=[
         *["masks", "background", "terms", "volsdf", "reflection", "numerical", "importance"],
-        *["embedding", "exposure"],
+        *["embedding", "exposure", "poses"],
     ],
 )
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="a GPU checks this itself, see benchmarks/engine.py")
