@@ -122,6 +122,8 @@ def _check_layers(where: str, layers: LayersConfig) -> None:
 class MipNeRF360(Model):
     """Proposals and a radiance field on Gaussians, over all of space."""
 
+    provides = frozenset({"histograms"})
+
     def __init__(self, config: MipNeRF360Config, scene: Scene, backends: Backends) -> None:
         super().__init__(backends)
         if scene.cameras.ndc is not None:
