@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+from helpers_triton import DEVICE, needs_triton
+from test_device_step import NoWaiting, device_step_of
 from tiny import new_trainer, parameters_of, resumed_trainer, same_tensors
 
 from systems.rendering import render_view
@@ -40,6 +42,22 @@ def test_both_kinds_of_buffers_see_the_same(tmp_path: Path) -> None:
         new_trainer(tmp_path / kind, f"trainer.buffers={kind}", method=MIP) for kind in ("packed", "fixed")
     )
     assert train(packed, 3) == pytest.approx(train(fixed, 3), rel=1e-4)
+
+
+@needs_triton
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="a GPU checks this itself when it records a step")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_step_waits_for_nothing(tmp_path: Path, precision: str) -> None:
+    trainer = new_trainer(
+        *(tmp_path, "trainer.buffers=fixed", "model.backend=cuda", "trainer.max_rays=4"),
+        *(f"model.precision={precision}", "model.encoding.contracted=true", "model.opaque_background=true"),
+        method=MIP,
+    )
+    trainer.train_step()
+    step = device_step_of(trainer)
+    live = step._upload(trainer.system.progress_at(0.5), trainer.learning_rates())
+    with NoWaiting():
+        step._step(live)
 
 
 def test_resumed_training_is_the_same_training(tmp_path: Path) -> None:
