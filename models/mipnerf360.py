@@ -122,6 +122,8 @@ def _check_layers(where: str, layers: LayersConfig) -> None:
 class MipNeRF360(Model):
     """Proposals and a radiance field on Gaussians, over all of space."""
 
+    provides = frozenset({"histograms"})
+
     def __init__(self, config: MipNeRF360Config, scene: Scene, backends: Backends) -> None:
         super().__init__(backends)
         if scene.cameras.ndc is not None:
@@ -174,7 +176,8 @@ class MipNeRF360(Model):
         config = self.config
         # Proposals say where to look, but not from where: cameras learn from what is seen alone.
         origins, directions = rays.origins.detach(), rays.directions.detach()
-        edges = origins.new_tensor([0.0, 1.0]).expand(len(rays), 2)
+        # 0 and 1, made on the device: a copy from the host would wait for it.
+        edges = torch.arange(2, dtype=origins.dtype, device=origins.device).expand(len(rays), 2)
         weights = torch.ones_like(edges[:, :1])
         mean_length = 1.0
         histograms: list[RayHistogram] = []
