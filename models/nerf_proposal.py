@@ -85,8 +85,6 @@ class ProposalNeRFConfig:
 class ProposalNeRF(Model):
     """Density and colour over all of space, and the proposals that place samples."""
 
-    provides = frozenset({"histograms"})
-
     def __init__(self, config: ProposalNeRFConfig, scene: Scene, backends: Backends) -> None:
         super().__init__(backends)
         self.config = config
@@ -118,6 +116,11 @@ class ProposalNeRF(Model):
     def num_levels(self) -> int:
         """Levels of the field's hash grid, all of them open from the start."""
         return self.density_field.grid.num_levels
+
+    @property
+    def num_proposals(self) -> int:
+        """Fields that place the samples."""
+        return len(self.config.proposal.num_samples)
 
     def scalars(self, progress: Progress) -> dict[str, float]:
         """For the history: nothing."""
