@@ -8,6 +8,7 @@ from models.backends import choose_backends
 from models.mipnerf360 import MipNeRF360, MipNeRF360Config
 from models.model import Model
 from models.nerf_ngp import NGP, NGPConfig
+from models.nerf_proposal import ProposalNeRF, ProposalNeRFConfig
 from models.neus import NeuS, NeuSConfig
 from utils.types import Scene
 
@@ -16,6 +17,7 @@ __all__ = ["MODELS", "Model", "build_model"]
 MODELS: dict[str, tuple[type, Any]] = {
     "neus": (NeuSConfig, NeuS),
     "nerf-ngp": (NGPConfig, NGP),
+    "nerf-proposal": (ProposalNeRFConfig, ProposalNeRF),
     "mipnerf360": (MipNeRF360Config, MipNeRF360),
 }
 """Methods by ``model.name``: configuration and class."""

@@ -17,6 +17,8 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from utils.types import Scene
+
 ContractionNorm = Literal["l2", "linf"]
 """Euclidean length, or the largest coordinate's absolute value."""
 
@@ -51,3 +53,13 @@ def uncontract(
     """
     length = _norm(contracted, norm).clamp(min=1.0)
     return contracted / (length * (CONTRACTED_RADIUS - length).clamp(min=1e-6))
+
+
+def camera_radius(scene: Scene) -> float:
+    """Radius of the ball around the origin that holds the training cameras and the unit sphere, scene units.
+
+    In units of it nothing is contracted that cameras look at from close by (mip-NeRF 360 brings all cameras
+    into the unit cube).
+    """
+    centers = scene.cameras.c2w[list(scene.train_indices), :, 3]
+    return max(1.0, float(centers.norm(dim=1).max()))

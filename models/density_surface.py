@@ -50,6 +50,24 @@ def density_normals(
     return -torch.nn.functional.normalize(gradient, dim=1, eps=1e-12)
 
 
+@torch.no_grad()
+def dense_cells(model: DensityModel, least: float, count: int) -> Bool[Tensor, "G G G"]:
+    """Cells over [-1, 1]^3, ``count`` per axis, with something in their middle or in that of a neighbour.
+
+    For models that keep no occupancy grid: outside of them a surface is not looked for.
+
+    Args:
+        model: the radiance field.
+        least: density that is something, 1 / scene units.
+        count: G, indexed ``[z, y, x]``.
+    """
+    ticks = (torch.arange(count, device=model.device) + 0.5) * (2.0 / count) - 1.0
+    z, y, x = torch.meshgrid(ticks, ticks, ticks, indexing="ij")
+    density = in_chunks(model.query_density, torch.stack([x, y, z], dim=-1).view(-1, 3))
+    density = density.view(1, 1, count, count, count)
+    return torch.nn.functional.max_pool3d(density, kernel_size=3, stride=1, padding=1)[0, 0] > least
+
+
 class DensitySurface:
     """Where a density passes a level, for whoever asks about a surface: export, previews, tests.
 

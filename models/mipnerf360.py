@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.backends import Backends
-from models.chunks import in_chunks
-from models.density_surface import DensitySurface
+from models.contraction import camera_radius
+from models.density_surface import DensitySurface, dense_cells
 from models.gaussians import Gaussians, cone_gaussians
 from models.integrated_fields import ColorHead, DensityMLP, EncodingConfig, LayersConfig, Precision
 from models.model import Model
@@ -130,7 +130,7 @@ class MipNeRF360(Model):
             what = "mipnerf360 brings infinity in by itself, and its cones have no place in warped space"
             raise ConfigError("dataset.ndc", what, "set it to false")
         self.config = config
-        self.unit = config.unit or _unit(scene)
+        self.unit = config.unit or camera_radius(scene)
         self.pixel_width = _pixel_width(scene)
         precision = config.precision
         self.proposal = DensityMLP(config.encoding, config.proposal, precision)
@@ -297,16 +297,7 @@ class MipNeRF360(Model):
         """The level set of the density within the unit sphere, ready to be asked."""
         del progress
         level = self.config.surface_density
-        return DensitySurface(self, level, self._dense_cells(0.1 * level))
-
-    @torch.no_grad()
-    def _dense_cells(self, least: float) -> Bool[Tensor, "G G G"]:
-        """Cells over [-1, 1]^3, indexed ``[z, y, x]``, with something in their middle or a neighbour's."""
-        ticks = (torch.arange(_CELLS, device=self.device) + 0.5) * (2.0 / _CELLS) - 1.0
-        z, y, x = torch.meshgrid(ticks, ticks, ticks, indexing="ij")
-        density = in_chunks(self.query_density, torch.stack([x, y, z], dim=-1).view(-1, 3))
-        density = density.view(1, 1, _CELLS, _CELLS, _CELLS)
-        return nn.functional.max_pool3d(density, kernel_size=3, stride=1, padding=1)[0, 0] > least
+        return DensitySurface(self, level, dense_cells(self, 0.1 * level, _CELLS))
 
     def query_density(self, positions: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
         """Density, 1 / scene units, averaged over the width of a pixel; differentiable."""
@@ -322,12 +313,6 @@ class MipNeRF360(Model):
     def _cubes(self, positions: Float[Tensor, "P 3"]) -> Gaussians:
         # Of points the finest octaves speak, too, which the cones of training have mostly averaged out.
         return Gaussians.cubes(positions / self.unit, self.pixel_width / self.unit)
-
-
-def _unit(scene: Scene) -> float:
-    """Radius of the ball around the origin that holds the training cameras and the unit sphere."""
-    centers = scene.cameras.c2w[list(scene.train_indices), :, 3]
-    return max(1.0, float(centers.norm(dim=1).max()))
 
 
 def _pixel_width(scene: Scene) -> float:

@@ -8,6 +8,7 @@ from systems.radiance import RadianceSystem, RadianceSystemConfig
 SYSTEMS: dict[str, tuple[type, Any]] = {
     "neus": (NeuSSystemConfig, NeuSSystem),
     "nerf-ngp": (RadianceSystemConfig, RadianceSystem),
+    "nerf-proposal": (RadianceSystemConfig, RadianceSystem),
     "mipnerf360": (RadianceSystemConfig, RadianceSystem),
 }
 """Training rules by ``system.name``: configuration and class."""

@@ -19,6 +19,8 @@ MODELS = {
     "mipnerf360": ("mipnerf360", None),
 }
 """By a config's method: ``model.name``, and ``model.density`` where there is one."""
+UNBOUNDED = ("colmap", "transforms")
+"""Formats whose captures show what surrounds the object: NeRF takes its samples from proposals there."""
 CONFS = sorted((Path(__file__).resolve().parents[1] / "confs").glob("*.yaml"))
 
 
@@ -40,7 +42,12 @@ def test_config_loads_and_is_named_after_method_and_format(path: Path, device: s
     config = load_config(path, (), sections(), device, vram)
     method, form = method_and_format(path)
     model = config.model.name, getattr(config.model, "density", None)
-    assert (model, config.dataset.name) == (MODELS[method], form)
+    if method == "nerf" and form in UNBOUNDED:
+        assert config.model.contraction != "none"
+        method_model = "nerf-proposal", None
+    else:
+        method_model = MODELS[method]
+    assert (model, config.dataset.name) == (method_model, form)
     assert config.name.startswith(f"{method}-{form}")
     # A run ends by itself, and its name is that of one folder.
     assert config.trainer.max_steps > 0

@@ -13,7 +13,7 @@ from systems.radiance import RadianceSystem, RadianceSystemConfig
 from utils.errors import ConfigError
 from utils.types import Batch, RayHistogram, Rays, RenderOutput
 
-NGP = "tiny_ngp"
+NGP, PROPOSALS = "tiny_ngp", "tiny_nerf_proposal"
 
 
 def system_of(**weights: object) -> RadianceSystem:
@@ -99,22 +99,24 @@ def test_what_cannot_be() -> None:
             replace(RadianceSystemConfig(), **change)  # type: ignore[arg-type]
 
 
-def test_a_run_learns_and_resumes_exactly(tmp_path: Path) -> None:
-    trainer = new_trainer(tmp_path / "a", method=NGP)
+@pytest.mark.parametrize("method", [NGP, PROPOSALS])
+def test_a_run_learns_and_resumes_exactly(method: str, tmp_path: Path) -> None:
+    trainer = new_trainer(tmp_path / "a", method=method)
     before = [float(trainer.train_step().psnr) for _ in range(10)]
     trainer.train()
     late = [float(trainer.train_step().psnr) for _ in range(10)]
     assert sum(late) / 10 > sum(before) / 10 + 3
-    half = new_trainer(tmp_path / "b", "trainer.max_steps=60", "trainer.checkpoint_every=30", method=NGP)
+    half = new_trainer(tmp_path / "b", "trainer.max_steps=60", "trainer.checkpoint_every=30", method=method)
     half.train()
-    again = resumed_trainer(half, "trainer.max_steps=60", checkpoint="ckpt_000030.pth", method=NGP)
+    again = resumed_trainer(half, "trainer.max_steps=60", checkpoint="ckpt_000030.pth", method=method)
     again.train()
     for name, value in half.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name
 
 
-def test_fixed_buffers_learn_as_well(tmp_path: Path) -> None:
-    trainer = new_trainer(tmp_path, "trainer.buffers=fixed", "trainer.lookahead=4", method=NGP)
+@pytest.mark.parametrize("method", [NGP, PROPOSALS])
+def test_fixed_buffers_learn_as_well(method: str, tmp_path: Path) -> None:
+    trainer = new_trainer(tmp_path, "trainer.buffers=fixed", "trainer.lookahead=4", method=method)
     before = [float(trainer.train_step().psnr) for _ in range(10)]
     trainer.train()
     late = [float(trainer.train_step().psnr) for _ in range(10)]
