@@ -52,6 +52,16 @@ class AppearanceConfig:
         return self.width if self.mode == "embedding" else 0
 
 
+def per_image_modules(
+    config: AppearanceConfig, scene: Scene
+) -> tuple["ImageEmbedding | None", "Exposure | None"]:
+    """What a model needs for the mode that is asked for."""
+    return (
+        ImageEmbedding(config.width, scene) if config.mode == "embedding" else None,
+        Exposure(scene) if config.mode == "exposure" else None,
+    )
+
+
 class ImageEmbedding(nn.Module):
     """A learned vector for each training image."""
 

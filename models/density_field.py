@@ -57,7 +57,9 @@ def density_of(raw: Float[Tensor, " S"]) -> Float[Tensor, " S"]:
 class DensityField(nn.Module):
     """Density and colour over ``[-bound, bound]^3`` (Müller et al. 2022, section 5.4)."""
 
-    def __init__(self, config: DensityFieldConfig, bound: float, backends: Backends) -> None:
+    def __init__(
+        self, config: DensityFieldConfig, bound: float, backends: Backends, appearance_width: int = 0
+    ) -> None:
         super().__init__()
         self.direction_degree = config.direction_degree
         self.grid = HashGrid(config.hash_grid, bound=bound, backend=backends.hash_grid)
@@ -65,7 +67,7 @@ class DensityField(nn.Module):
         self.density_network = make_network(
             [self.grid.width, *hidden, 1 + config.feature_width], backends.network, config.precision
         )
-        inputs = config.feature_width + config.direction_degree**2
+        inputs = config.feature_width + config.direction_degree**2 + appearance_width
         hidden = [config.color_width] * config.color_layers
         self.color_network = make_network([inputs, *hidden, 3], backends.network, config.precision)
 
@@ -83,7 +85,11 @@ class DensityField(nn.Module):
         directions: Float[Tensor, "R 3"],
         ray_indices: Int64[Tensor, " S"],
         count: Int64[Tensor, ""] | None = None,
+        appearance: Float[Tensor, "R A"] | None = None,
     ) -> Float[Tensor, "S 3"]:
-        """RGB in (0, 1). ``directions`` are unit, per ray, so that their encoding is computed once a ray."""
-        encoded = encode_spherical_harmonics(directions, self.direction_degree).index_select(0, ray_indices)
-        return torch.sigmoid(self.color_network(torch.cat([features, encoded], dim=1), count))
+        """RGB in (0, 1). Unit ``directions`` and any ``appearance`` (see ``appearance.py``) are per ray."""
+        per_ray = encode_spherical_harmonics(directions, self.direction_degree)
+        if appearance is not None:
+            per_ray = torch.cat([per_ray, appearance], dim=1)
+        inputs = torch.cat([features, per_ray.index_select(0, ray_indices)], dim=1)
+        return torch.sigmoid(self.color_network(inputs, count))

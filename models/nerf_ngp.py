@@ -11,12 +11,14 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from models.appearance import AppearanceConfig, per_image_modules
 from models.backends import Backends
 from models.background import Background, BackgroundConfig
 from models.chunks import in_chunks
 from models.compositing import accumulate, render_weights
 from models.density_field import DensityField, DensityFieldConfig
 from models.density_surface import DensitySurface, density_normals
+from models.gradient_scaling import check_reach, scale_gradients
 from models.marching import march
 from models.marching.transmittance import drop_dark
 from models.model import Model
@@ -35,10 +37,14 @@ class NGPConfig:
     density_field: DensityFieldConfig = field(default_factory=DensityFieldConfig)
     background: BackgroundConfig = field(default_factory=BackgroundConfig)
     occupancy: OccupancyConfig = field(default_factory=lambda: OccupancyConfig(decay=0.8, below_mean=True))
+    appearance: AppearanceConfig = field(default_factory=AppearanceConfig)
     step: float = 0.0068
     """Marching step, scene units (instant-nsr-pl: 0.0034, 2 sqrt(3) / 1024)."""
     min_transmittance: float = 1e-3
     """Samples that less than this share of a ray's light reaches are dropped; 0 keeps all."""
+    gradient_scaling: float = 0.0
+    """Distance from a camera up to which gradients get fainter towards it, scene units (see
+    ``gradient_scaling.py``). 0 leaves them alone."""
     surface_density: float = 10.0
     """Density of the level set that meshes show, 1 / scene units."""
 
@@ -49,6 +55,7 @@ class NGPConfig:
             raise ValueError(f"model.min_transmittance: must lie in [0, 1), got {self.min_transmittance}")
         if not 1e-3 <= self.surface_density <= 1e5:
             raise ValueError(f"model.surface_density: must lie in 1e-3..1e5, got {self.surface_density}")
+        check_reach("model.gradient_scaling", self.gradient_scaling)
 
 
 class NGP(Model):
@@ -63,8 +70,14 @@ class NGP(Model):
                 "set one of the two to false",
             )
         self.config = config
-        self.density_field = DensityField(config.density_field, 1.0, backends)
-        self.background = Background(config.background, backends) if config.background.enabled else None
+        extra = config.appearance.inputs
+        self.density_field = DensityField(config.density_field, 1.0, backends, extra)
+        self.background = (
+            Background(config.background, backends, extra, config.gradient_scaling)
+            if config.background.enabled
+            else None
+        )
+        self.embedding, self.exposure = per_image_modules(config.appearance, scene)
         self.occupancy = OccupancyGrid(config.occupancy, observable_cells(scene, config.occupancy))
 
     @property
@@ -92,10 +105,12 @@ class NGP(Model):
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by their learning rate: ``grid``, ``networks`` and any ``background``."""
-        table = self.density_field.grid.table
-        groups = {"grid": [table], "networks": [p for p in self.density_field.parameters() if p is not table]}
+        groups: dict[str, list[nn.Parameter]] = {"grid": [], "networks": []}
         if self.background is not None:
             groups["background"] = list(self.background.parameters())
+        for name, parameter in self.named_parameters():
+            if not name.startswith("background."):
+                groups["grid" if name.endswith("grid.table") else "networks"].append(parameter)
         return groups
 
     def sample(
@@ -144,28 +159,36 @@ class NGP(Model):
         count = None if budget is None else samples.count
         positions = samples.positions(rays)
         density, features = self.density_field.density(positions, count)
-        rgb = self.density_field.color(features, rays.directions, samples.ray_indices, count)
-        weights = render_weights(_alpha(density, samples), samples.offsets, self.backends.compositing)
+        appearance = None if self.embedding is None else self.embedding(rays.camera_indices)
+        rgb = self.density_field.color(features, rays.directions, samples.ray_indices, count, appearance)
+        alpha = _alpha(density, samples)
+        if self.config.gradient_scaling > 0:
+            alpha, rgb = scale_gradients(alpha, rgb, samples.t_middle, self.config.gradient_scaling)
+        weights = render_weights(alpha, samples.offsets, self.backends.compositing)
         values = torch.cat([rgb, torch.ones_like(rgb[:, :1])], dim=1)
         pixels = accumulate(weights, values, samples.offsets, self.backends.compositing)
-        opacity = pixels[:, 3]
+        color, opacity = pixels[:, :3], pixels[:, 3]
+        if self.exposure is not None:
+            color = self.exposure(color, rays.camera_indices, opacity)
         if self.background is None:
             behind = background_color.expand(len(rays), 3)
             histograms: tuple[RayHistogram, ...] = ()
         else:
             num_rays = None if budget is None else budget.num_rays
-            backdrop = self.background(rays, generator, num_rays, None, progress.proposal_anneal)
+            backdrop = self.background(rays, generator, num_rays, appearance, progress.proposal_anneal)
             behind, histograms = backdrop.rgb, backdrop.histograms
+            if self.exposure is not None:
+                behind = self.exposure(behind, rays.camera_indices)
             if self.stage(progress):
                 behind = torch.where((rays.far > rays.near)[:, None], behind.detach(), behind)
         with torch.no_grad():
             normal = torch.zeros_like(positions)
-            if not self.training or generator is None:
+            if generator is None:
                 normal = density_normals(lambda at: self.density_field.density(at, count)[0], positions)
             geometry = torch.cat([normal, samples.t_middle[:, None]], dim=1)
             seen = accumulate(weights.detach(), geometry, samples.offsets, self.backends.compositing)
         return RenderOutput(
-            rgb=pixels[:, :3] + (1.0 - opacity[:, None]) * behind,
+            rgb=color + (1.0 - opacity[:, None]) * behind,
             opacity=opacity,
             depth=seen[:, 3],
             normal=seen[:, :3],
@@ -199,9 +222,9 @@ class NGP(Model):
     ) -> Float[Tensor, "P 3"]:
         """Colour 0..1 seen from ``directions`` (unit, pointing away from the viewer)."""
         _, features = self.density_field.density(positions)
-        return self.density_field.color(
-            features, directions, torch.arange(len(positions), device=positions.device)
-        )
+        rows = torch.arange(len(positions), device=positions.device)
+        appearance = None if self.embedding is None else self.embedding.mean(len(positions))
+        return self.density_field.color(features, directions, rows, appearance=appearance)
 
 
 def _alpha(density: Float[Tensor, " S"], samples: RaySamples) -> Float[Tensor, " S"]:

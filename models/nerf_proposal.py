@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from models.appearance import AppearanceConfig, per_image_modules
 from models.backends import Backends
 from models.compositing import accumulate
 from models.contraction import CONTRACTED_RADIUS, ContractionNorm, camera_radius, contract
@@ -49,6 +50,7 @@ class ProposalNeRFConfig:
     """Which version of the kernels; see model.backend of NeuS: auto, cpu, cuda, reference, or libraries."""
     density_field: DensityFieldConfig = field(default_factory=DensityFieldConfig)
     proposal: ProposalConfig = field(default_factory=ProposalConfig)
+    appearance: AppearanceConfig = field(default_factory=AppearanceConfig)
     num_samples: int = 24
     """Samples per ray that are given a colour."""
     contraction: Literal["none", "l2", "linf"] = "linf"
@@ -97,7 +99,8 @@ class ProposalNeRF(Model):
             )
         self.unit = 1.0 if self.norm is None else config.unit or camera_radius(scene)
         bound = 1.0 if self.norm is None else CONTRACTED_RADIUS
-        self.density_field = DensityField(config.density_field, bound, backends)
+        self.density_field = DensityField(config.density_field, bound, backends, config.appearance.inputs)
+        self.embedding, self.exposure = per_image_modules(config.appearance, scene)
         self.sampler = ProposalSampler(
             *(config.proposal, config.num_samples),
             spacing=config.spacing,
@@ -170,7 +173,8 @@ class ProposalNeRF(Model):
         intervals, proposed = self.sampler(scaled, near, far, progress.proposal_anneal, generator, num_rays)
         density, features = self.density_field.density(intervals.positions, count)
         indices = torch.arange(len(rays), device=near.device).repeat_interleave(self.config.num_samples)
-        rgb = self.density_field.color(features, rays.directions, indices, count)
+        appearance = None if self.embedding is None else self.embedding(rays.camera_indices)
+        rgb = self.density_field.color(features, rays.directions, indices, count, appearance)
         lengths = intervals.lengths
         if self.norm is None:
             # A ray that misses the unit sphere sees nothing.
@@ -185,7 +189,9 @@ class ProposalNeRF(Model):
         offsets = torch.arange(len(rays) + 1, device=near.device) * self.config.num_samples
         values = torch.cat([rgb, torch.ones_like(rgb[:, :1])], dim=1)
         pixels = accumulate(weights.reshape(-1), values, offsets, self.backends.compositing)
-        opacity = pixels[:, 3]
+        color, opacity = pixels[:, :3], pixels[:, 3]
+        if self.exposure is not None:
+            color = self.exposure(color, rays.camera_indices, opacity)
         distances = (intervals.t_middle * self.unit)[..., None]
         positions = rays.origins[:, None] + distances * rays.directions[:, None]
         with torch.no_grad():
@@ -198,7 +204,7 @@ class ProposalNeRF(Model):
         total = sum(self.config.proposal.num_samples) + self.config.num_samples
         is_served = None if num_rays is None else torch.arange(len(rays), device=near.device) < num_rays
         return RenderOutput(
-            rgb=pixels[:, :3] + (1.0 - opacity[:, None]) * background_color,
+            rgb=color + (1.0 - opacity[:, None]) * background_color,
             opacity=opacity,
             depth=opacity * mean,
             normal=seen[:, :3],
@@ -230,4 +236,5 @@ class ProposalNeRF(Model):
         """Colour 0..1 seen from ``directions`` (unit, pointing away from the viewer)."""
         _, features = self.density_field.density(self._contracted(positions))
         indices = torch.arange(len(positions), device=positions.device)
-        return self.density_field.color(features, directions, indices)
+        appearance = None if self.embedding is None else self.embedding.mean(len(positions))
+        return self.density_field.color(features, directions, indices, appearance=appearance)

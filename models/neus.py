@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from models.appearance import AppearanceConfig, Exposure, ImageEmbedding
+from models.appearance import AppearanceConfig, per_image_modules
 from models.backends import Backends
 from models.background import Background, BackgroundConfig
 from models.chunks import in_chunks
@@ -108,9 +108,7 @@ class NeuS(Model):
             else None
         )
         self.occupancy = OccupancyGrid(config.occupancy, observable_cells(scene, config.occupancy))
-        appearance = config.appearance
-        self.embedding = ImageEmbedding(extra, scene) if appearance.mode == "embedding" else None
-        self.exposure = Exposure(scene) if appearance.mode == "exposure" else None
+        self.embedding, self.exposure = per_image_modules(config.appearance, scene)
 
     @property
     def device(self) -> torch.device:

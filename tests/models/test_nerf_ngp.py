@@ -8,6 +8,7 @@ import torch
 from test_neus import CPU, GREEN, GRID, random_rays, three_views
 from torch import Tensor
 
+from models.appearance import AppearanceConfig
 from models.background import BackgroundConfig
 from models.density_field import DensityFieldConfig, density_of
 from models.density_surface import DensitySurface, density_normals
@@ -123,7 +124,7 @@ def test_fixed_buffers_show_the_same() -> None:
 
 
 def test_gradients_reach_every_parameter_and_agree_with_differences() -> None:
-    background = BackgroundConfig(True, 0.0, 4, hash_grid=GRID)
+    background = BackgroundConfig(True, num_samples=4, hash_grid=GRID)
     # Dropping what is hidden is a matter of yes or no, which has no slope.
     model, rays = small_model(min_transmittance=0.0, background=background), random_rays(30)
 
@@ -229,3 +230,42 @@ def test_what_cannot_be() -> None:
     warped = replace(scene, cameras=replace(scene.cameras, ndc=NDC.__new__(NDC)))
     with pytest.raises(Exception, match=r"model\.background\.enabled"):
         NGP(small_config(background=BackgroundConfig(True)), warped, CPU)
+
+
+@pytest.mark.parametrize("mode", ["embedding", "exposure"])
+def test_images_may_differ_in_light(mode: str) -> None:
+    appearance = AppearanceConfig(mode, 4)  # type: ignore[arg-type]
+    background = BackgroundConfig(True, num_samples=4, hash_grid=GRID)
+    model = small_model(appearance=appearance, background=background)
+        appearance=appearance, background=BackgroundConfig(True, num_samples=4, hash_grid=GRID)
+    )
+    rays = random_rays(30)
+    module = model.embedding or model.exposure
+    assert module is not None
+    assert module.per_image.shape == (3, 4 if mode == "embedding" else 6)
+    assert any(p is module.per_image for p in model.parameter_groups()["networks"])
+    with torch.no_grad():
+        module.per_image.copy_(torch.randn(module.per_image.shape))
+    first, second, none = (
+        model.render(replace(rays, camera_indices=torch.full((30,), view)), NOW, GREEN) for view in (0, 1, -1)
+    )
+    assert float((first.rgb - second.rgb).abs().max()) > 0.05
+    torch.testing.assert_close(first.weights, second.weights)
+    # Of no image: what the mesh shows, and a video.
+    points = torch.rand(20, 3) - 0.5
+    assert model.query_color(points, rays.directions[:20]).shape == (20, 3)
+    none.rgb.sum().backward()
+    assert torch.isfinite(none.rgb).all()
+
+
+def test_gradients_get_fainter_near_the_camera() -> None:
+    rays = random_rays(30)
+    values = []
+    for reach in (0.0, 6.0):
+        model = small_model(gradient_scaling=reach, min_transmittance=0.0)
+        render = model.render(rays, NOW, GREEN)
+        render.rgb.square().sum().backward()
+        values.append((render.rgb.detach(), float(model.density_field.grid.table.grad.norm())))  # type: ignore[union-attr]
+    torch.testing.assert_close(values[0][0], values[1][0], rtol=0, atol=0)
+    # The unit sphere lies 2 to 4 before cameras at 3: between a ninth and four ninths of the gradients.
+    assert 0.1 * values[0][1] < values[1][1] < 0.5 * values[0][1]
