@@ -237,8 +237,6 @@ def test_images_may_differ_in_light(mode: str) -> None:
     appearance = AppearanceConfig(mode, 4)  # type: ignore[arg-type]
     background = BackgroundConfig(True, num_samples=4, hash_grid=GRID)
     model = small_model(appearance=appearance, background=background)
-        appearance=appearance, background=BackgroundConfig(True, num_samples=4, hash_grid=GRID)
-    )
     rays = random_rays(30)
     module = model.embedding or model.exposure
     assert module is not None
