@@ -35,6 +35,9 @@ class SDFConfig:
     """Geometry features handed to the radiance field beside the distance itself."""
     initial_radius: float = 0.5
     """Radius of the sphere that the untrained network represents, scene units (0..1)."""
+    inside_out: bool = False
+    """Start from the sphere's inside as the empty space, for rooms seen from within: all cameras must then be
+    in the sphere. False: the sphere itself is solid, and cameras are outside."""
     gradient: Literal["analytic", "numerical"] = "analytic"
     """Of the distance: exact and local to a grid cell, or differences over the width of a cell of the finest
     open level, whose losses reach the neighbouring cells (Neuralangelo); these also give the Laplacian."""
@@ -156,6 +159,9 @@ class SDFField(nn.Module):
             self.biases.append(nn.Parameter(bias))
         with torch.no_grad():
             self._fit_initial_sphere(config.initial_radius)
+            if config.inside_out:
+                self.weights[-1][0] *= -1.0
+                self.biases[-1][0] *= -1.0
 
     def _fit_initial_sphere(self, radius: float) -> None:
         """Scale and shift the last layer: on the sphere the mean is zero, the mean radial slope one."""

@@ -7,7 +7,8 @@ which forgets ``world_from_scene`` is caught at once.
 The cameras stand on a sphere of radius 2.85 +- 0.1 around the object, from 27 degrees below to 64 degrees
 above the horizon, ordered by height. Azimuths advance by sqrt(2) - 1 of a turn, so that both all views and
 every k-th view surround the object evenly. Those of ``wall`` all stand before it: 55 degrees to either side,
-9 degrees below to 44 above the horizon.
+9 degrees below to 44 above the horizon. Those of ``room`` are inside, 0.25 to 0.33 from the middle, and look
+across it; give them a wide ``fov``.
 """
 
 import math
@@ -28,10 +29,14 @@ from utils.types import Cameras, ImageStack, Scene, TriangleMesh
 
 _EDGE_CONTRAST = 0.12
 """Pixels that differ more than this from a neighbour are smoothed."""
-_ALL_AROUND = (-0.45, 0.90, 360.0)
-_LAYOUTS: dict[str, tuple[float, float, float]] = {"wall": (-0.15, 0.70, 110.0)}
-"""Where cameras stand, if not all around: sines of the elevations of the lowest and the highest view, and the
-degrees of azimuth, with -y in the middle, over which they spread."""
+_OUTSIDE = (2.75, 2.95)
+_ALL_AROUND = (-0.45, 0.90, 360.0, _OUTSIDE)
+_LAYOUTS: dict[str, tuple[float, float, float, tuple[float, float]]] = {
+    "wall": (-0.15, 0.70, 110.0, _OUTSIDE),
+    "room": (-0.60, 0.60, 360.0, (0.25, 0.33)),
+}
+"""Where cameras stand, if not all around: sines of the elevations of the lowest and the highest view, the
+degrees of azimuth, with -y in the middle, over which they spread, and their distances from the origin."""
 _REFERENCE_RESOLUTION = 256
 
 
@@ -47,8 +52,8 @@ class SyntheticConfig:
     """``figurine`` (an owl jug); ``thin`` (a lantern of rods, slats, wire and plates, 0.02 to 0.03 thick);
     ``glossy`` (a mirror-like sphere and a lacquered box on a board); ``wall`` (a cactus before a large screen
     without texture, seen from the front only); ``niche`` (a deep, nearly plain hollow in a textured shrine);
-    ``sphere`` (radius 0.5); ``figurine-table``: the figurine on a table before distant surroundings, for
-    training without masks."""
+    ``room`` (a furnished box seen from inside); ``sphere`` (radius 0.5); ``figurine-table`` (the figurine on
+    a table before distant surroundings, for training without masks)."""
     num_images: int = 64
     """Views to render, training and held-out together; 2 or more."""
     image_size: int = 200
@@ -169,13 +174,13 @@ def make_cameras(config: SyntheticConfig) -> Cameras:
     # View 0 starts a few heights up, because every k-th view from 0 is held out: those then lie among the
     # others.
     height = ((np.arange(n) + 4.5) / n) % 1.0
-    lowest, highest, spread = _LAYOUTS.get(config.scene, _ALL_AROUND)
+    lowest, highest, spread, distances = _LAYOUTS.get(config.scene, _ALL_AROUND)
     sine = lowest + (highest - lowest) * height
     turn = np.arange(n) * (math.sqrt(2.0) - 1.0) + random.uniform()
     azimuth = 2.0 * math.pi * turn if spread >= 360.0 else np.radians(-90.0 + spread * (turn % 1.0 - 0.5))
     cosine = np.sqrt(1.0 - sine**2)
     outward = np.stack([cosine * np.cos(azimuth), cosine * np.sin(azimuth), sine], axis=1)
-    centres = outward * random.uniform(2.75, 2.95, (n, 1))
+    centres = outward * random.uniform(*distances, (n, 1))
     targets = random.uniform(-0.015, 0.015, (n, 3))
 
     forward = targets - centres

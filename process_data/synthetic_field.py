@@ -23,6 +23,8 @@ from process_data.synthetic_scenes import (
     glossy_color,
     niche,
     niche_color,
+    room,
+    room_color,
     thin,
     thin_color,
     wall,
@@ -30,7 +32,7 @@ from process_data.synthetic_scenes import (
 )
 from process_data.synthetic_shapes import mix, smooth_min, smoothstep
 
-FIGURINE, SPHERE, FIGURINE_TABLE, THIN, GLOSSY, WALL, NICHE = range(7)
+FIGURINE, SPHERE, FIGURINE_TABLE, THIN, GLOSSY, WALL, NICHE, ROOM = range(8)
 SPHERE_RADIUS = 0.5
 _FIGURINE_BOX = ((-0.56, -0.56, -0.82), (0.56, 0.56, 0.78))
 BOXES = (
@@ -41,6 +43,7 @@ BOXES = (
     ((-0.68, -0.68, -0.55), (0.68, 0.68, 0.31)),
     ((-0.68, -0.48, -0.60), (0.68, 0.38, 0.58)),
     ((-0.54, -0.50, -0.70), (0.54, 0.50, 0.72)),
+    ((-0.60, -0.50, -0.43), (0.60, 0.50, 0.43)),
 )
 """By scene: the lowest and the highest corner of a box that it lies in."""
 
@@ -59,6 +62,8 @@ def distance(scene, x, y, z):
         return wall(x, y, z)
     if scene == NICHE:
         return niche(x, y, z)
+    if scene == ROOM:
+        return room(x, y, z)
     value = figurine(x, y, z)
     if scene == FIGURINE_TABLE:
         value = smooth_min(value, table(x, y, z), 0.02)
@@ -96,6 +101,8 @@ def albedo(scene, x, y, z):
         return wall_color(x, y, z)
     if scene == NICHE:
         return niche_color(x, y, z)
+    if scene == ROOM:
+        return room_color(x, y, z)
     color = figurine_color(x, y, z)
     if scene == FIGURINE_TABLE:
         weave = 0.5 + 0.5 * math.sin(22.0 * x) * math.sin(22.0 * y)

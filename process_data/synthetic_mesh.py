@@ -13,11 +13,11 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from process_data import synthetic_render
-from process_data.synthetic_field import FIGURINE, FIGURINE_TABLE, GLOSSY, NICHE, SPHERE, THIN, WALL
+from process_data.synthetic_field import FIGURINE, FIGURINE_TABLE, GLOSSY, NICHE, ROOM, SPHERE, THIN, WALL
 from utils.extraction import extract_surface
 from utils.types import TriangleMesh
 
-SceneName = Literal["figurine", "sphere", "figurine-table", "thin", "glossy", "wall", "niche"]
+SceneName = Literal["figurine", "sphere", "figurine-table", "thin", "glossy", "wall", "niche", "room"]
 SCENES: dict[str, int] = {
     "figurine": FIGURINE,
     "sphere": SPHERE,
@@ -26,6 +26,7 @@ SCENES: dict[str, int] = {
     "glossy": GLOSSY,
     "wall": WALL,
     "niche": NICHE,
+    "room": ROOM,
 }
 """Names in configs -> numbers in the compiled field."""
 

@@ -1,4 +1,4 @@
-"""The other synthetic scenes: ``thin``, ``glossy``, ``wall`` and ``niche``, each a distance and a colour.
+"""The other synthetic scenes: ``thin``, ``glossy``, ``wall``, ``niche`` and ``room``: distances and colours.
 
 All lie in the unit sphere; numbers are scene units. Distances of the parts are exact (a few unions and cuts
 are smooth), so that the sums are bounds as they stand.
@@ -305,3 +305,54 @@ def niche_color(x, y, z):
     plaster = mix((0.60, 0.55, 0.47), (0.64, 0.59, 0.51), noise(7.0 * x, 7.0 * y, 7.0 * z))
     plaster = mix(plaster, (0.28, 0.22, 0.18), smoothstep(0.84, 0.90, noise(25.0 * x, 25.0 * y, 25.0 * z)))
     return mix(brick, plaster, smoothstep(0.012, 0.004, hollow) * smoothstep(-0.40, -0.36, y))
+
+
+# ------------------------------------------------------------------ room: a box seen from inside
+
+ROOM_HALF_SIZE = (0.55, 0.45, 0.38)
+"""From the room's middle to its walls; the corners lie 0.81 from it."""
+
+
+@no_type_check
+@njit(cache=True, fastmath=True)
+def _room_parts(x, y, z):
+    """Distances to the walls (from within), the chest and the ball on the floor."""
+    walls = -block(x, y, z, ROOM_HALF_SIZE[0], ROOM_HALF_SIZE[1], ROOM_HALF_SIZE[2], 0.0)
+    chest = block(x - 0.42, y - 0.34, z + 0.29, 0.12, 0.10, 0.10, 0.01)
+    return walls, chest, ball(x, y, z, -0.40, -0.30, -0.28, 0.11)
+
+
+@no_type_check
+@njit(cache=True, fastmath=True)
+def room(x, y, z):
+    """A furnished box: its inside is empty, and all beyond its walls solid."""
+    walls, chest, sphere = _room_parts(x, y, z)
+    return min(walls, chest, sphere)
+
+
+@no_type_check
+@njit(cache=True, fastmath=True)
+def room_color(x, y, z):
+    """Linear albedo: papered walls, a tiled floor, a wooden chest."""
+    walls, chest, sphere = _room_parts(x, y, z)
+    speckle = grain(x, y, z)
+    if sphere < walls and sphere < chest:
+        return mix(
+            (0.70, 0.16, 0.10), (0.85, 0.70, 0.30), smoothstep(0.4, 0.6, noise(18.0 * x, 18.0 * y, 18.0 * z))
+        )
+    if chest < walls:
+        rings = 0.5 + 0.5 * math.sin(60.0 * z + 8.0 * speckle)
+        return mix((0.30, 0.16, 0.07), (0.62, 0.42, 0.22), rings)
+    blot = noise(11.0 * x + 3.0, 11.0 * y, 11.0 * z)
+    if z < -ROOM_HALF_SIZE[2] + 0.01:
+        tiles = smoothstep(-0.15, 0.15, math.sin(18.0 * x) * math.sin(18.0 * y))
+        return mix(
+            mix((0.24, 0.20, 0.18), (0.42, 0.33, 0.27), speckle),
+            (0.66, 0.60, 0.50),
+            tiles * (0.6 + 0.4 * blot),
+        )
+    if z > ROOM_HALF_SIZE[2] - 0.01:
+        return mix((0.72, 0.70, 0.64), (0.45, 0.44, 0.42), smoothstep(0.45, 0.6, blot))
+    stripe = smoothstep(-0.2, 0.2, math.sin(26.0 * (x + y) + 4.0 * blot))
+    paper = mix((0.22, 0.34, 0.40), (0.60, 0.62, 0.48), stripe)
+    return mix(paper, (0.75, 0.42, 0.22), smoothstep(0.60, 0.72, noise(16.0 * x, 16.0 * y, 16.0 * z + 7.0)))
