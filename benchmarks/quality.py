@@ -8,6 +8,7 @@ python benchmarks/quality.py dtu --data DIR/dtu_scan65
 python benchmarks/quality.py lego --data DIR/nerf_synthetic/lego
 python benchmarks/quality.py alexander --data DIR/alexander
 python benchmarks/quality.py fox --data DIR/fox
+python benchmarks/quality.py nerf-lego --data DIR/nerf_synthetic/lego
 
 Writes ``benchmarks/results/NAME.json`` (``--results DIR`` elsewhere): command, seed, commit, machine, wall
 time, steps, peak memory, metrics, and the tolerances within which a repetition on another machine agrees.
@@ -46,6 +47,7 @@ COMMANDS = {
     "dtu-wmask": ["--config", "confs/neus-dtu-wmask.yaml", *DTU],
     "dtu": ["--config", "confs/neus-dtu.yaml", *DTU],
     "lego": ["--config", "confs/neus-blender.yaml", "dataset.img_downscale=2", *QUARTER_HOUR],
+    "nerf-lego": ["--config", "confs/nerf-blender.yaml", "dataset.img_downscale=2", "test.video=false"],
     "alexander": ["--config", "confs/neus-colmap-wmask.yaml", *DTU, *QUARTER_HOUR],
     "fox": [
         "--config",
