@@ -62,8 +62,9 @@ def check_learning(scene: Scene, psnr: float) -> list[str]:
 def check_health(scene: Scene, model: Any, progress: Progress, run: Run) -> list[str]:
     """Write a coarse preview mesh and one line on the surface; return what looks wrong and the key to change.
 
-    Checked are the sign of the distance at the centre and at the edge of the unit sphere, the share of
-    training rays that meet the surface, and how much of the sphere the surface fills.
+    Checked are the sign of the distance at the centre and at the edge of the unit sphere and at cameras that
+    stand in it, the share of training rays that meet the surface, and how much of the sphere the surface
+    fills.
     """
     warnings: list[str] = []
     surface = model.frozen_at(progress)
@@ -72,6 +73,10 @@ def check_health(scene: Scene, model: Any, progress: Progress, run: Run) -> list
     )
     center_sdf = float(surface.query_sdf(torch.zeros(1, 3, device=surface.device)))
     edge_inside = float((surface.query_sdf(edge.to(surface.device)) < 0).float().mean())
+    cameras = scene.cameras.c2w[list(scene.train_indices), :, 3]
+    cameras = cameras[cameras.norm(dim=1) < 1.0].to(surface.device)
+    is_room = len(cameras) > 0.5 * len(scene.train_indices)
+    cameras_inside = float((surface.query_sdf(cameras) < 0).float().mean()) if is_room else 0.0
     # Drawn on the CPU: a GPU has the photographs once and may not have room for them twice.
     rays = RayBatches(scene, seed=0).draw(1024).rays.to(surface.device)
     with torch.no_grad():
@@ -95,10 +100,16 @@ def check_health(scene: Scene, model: Any, progress: Progress, run: Run) -> list
         "surface reaches %.2f of the unit sphere; preview mesh %s",
         *(center_sdf, 100 * edge_inside, 100 * hit_share, extent, path if extent else "none"),
     )
-    if edge_inside > 0.6:
+    if cameras_inside > 0.3:
+        warnings.append(
+            f"{100 * cameras_inside:.0f} % of the cameras stand inside the surface: a room seen from within "
+            f"needs model.sdf.inside_out=true; if this is none, look at {_REGION_KEYS}"
+        )
+    elif edge_inside > 0.6 and not is_room:
         warnings.append(
             f"{100 * edge_inside:.0f} % of the unit sphere's edge lies inside the surface: inside-out, "
-            f"or the sphere is smaller than the object; look at {_REGION_KEYS}"
+            "or the sphere is smaller than the object; set model.sdf.inside_out=false unless the cameras "
+            f"stand in a room, and look at {_REGION_KEYS}"
         )
     if hit_share < 0.01:
         warnings.append(

@@ -68,6 +68,19 @@ def test_sign_says_inside_from_the_start() -> None:
     assert (field.sdf(on_sphere(500, 1.0), 4.0) > 0).all()
 
 
+def test_inside_out_is_the_same_sphere_with_the_other_sign() -> None:
+    torch.manual_seed(0)
+    plain = SDFField(SDFConfig(GRID, initial_radius=0.8), CPU)
+    torch.manual_seed(0)
+    turned = SDFField(SDFConfig(GRID, initial_radius=0.8, inside_out=True), CPU)
+    positions = torch.rand(100, 3) - 0.5
+    (outputs, gradient), (expected, expected_gradient) = (field(positions, 0.0) for field in (turned, plain))
+    torch.testing.assert_close(outputs[:, 0], -expected[:, 0])
+    torch.testing.assert_close(gradient, -expected_gradient)
+    torch.testing.assert_close(outputs[:, 1:], expected[:, 1:])
+    assert float(turned.sdf(torch.zeros(1, 3), 0.0)) > 0.5
+
+
 def test_grid_does_not_disturb_the_sphere() -> None:
     field = SDFField(SDFConfig(GRID), CPU)
     positions = in_ball(500)

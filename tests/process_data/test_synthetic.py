@@ -25,7 +25,7 @@ from process_data.synthetic_figurine import figurine as figurine_field
 from process_data.synthetic_figurine import table
 from process_data.synthetic_mesh import SCENES, SceneName, exact_distance, ground_truth_mesh, signed_distance
 from process_data.synthetic_render import shade
-from process_data.synthetic_scenes import glossy, niche, thin, wall
+from process_data.synthetic_scenes import glossy, niche, room, thin, wall
 from process_data.synthetic_shapes import smooth_min
 from utils.errors import ConfigError, ExportError
 from utils.types import Cameras, Scene, TriangleMesh
@@ -139,6 +139,7 @@ def test_exact_distance_matches_the_sphere_and_a_dense_search(surface: TriangleM
         ("glossy", glossy.py_func),
         ("wall", wall.py_func),
         ("niche", niche.py_func),
+        ("room", room.py_func),
     ],
 )
 def test_compiled_kernels_agree_with_the_field_as_written(
@@ -164,6 +165,10 @@ def test_other_scenes_at_points_known_by_hand() -> None:
     np.testing.assert_allclose(signed_distance(np.array([flat, curved]), "wall"), -0.03, atol=1e-12)
     bottom, centre = signed_distance(np.array([[0.0, 0.29, 0.0], [0.0, 0.0, 0.0]]), "niche")
     np.testing.assert_allclose([bottom, centre], [0.0, 0.26], atol=1e-12)
+    middle, on_wall, behind = signed_distance(
+        np.array([[0.0, 0.0, 0.0], [0.55, 0.0, 0.1], [0.0, 0.5, 0.1]]), "room"
+    )
+    np.testing.assert_allclose([middle, on_wall, behind], [0.38, 0.0, -0.05], atol=1e-12)
 
 
 def test_the_screen_has_no_texture_and_the_cactus_has() -> None:
@@ -192,6 +197,8 @@ def test_the_screen_has_no_texture_and_the_cactus_has() -> None:
         ("glossy", 0, 0.35, 0.85),
         ("wall", 0, 0.15, 0.95),
         ("niche", 0, 0.5, 0.95),
+        # What is solid is outside: faces look inwards, and the volume counts as negative.
+        ("room", 0, -0.76, 0.82),
     ],
 )
 def test_mesh_is_one_watertight_surface_of_the_designed_genus(

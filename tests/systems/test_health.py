@@ -86,6 +86,22 @@ def test_one_thing_wrong_gives_one_warning(tmp_path: Path, model: Ball, message:
         assert warnings_for(model, tmp_path) == found
 
 
+def scene_from_within() -> Scene:
+    """``tiny_scene`` with its cameras at a tenth of their distance from the middle."""
+    scene = tiny_scene()
+    c2w = scene.cameras.c2w.clone()
+    c2w[:, :, 3] *= 0.1
+    return replace(scene, cameras=replace(scene.cameras, c2w=c2w))
+
+
+def test_a_room_is_solid_at_the_edge_and_empty_where_cameras_stand(tmp_path: Path) -> None:
+    run = new_run(tiny_config(), tmp_path)
+    assert check_health(scene_from_within(), Ball(radius=0.8, sign=-1.0), PROGRESS, run) == []
+    (warning,) = check_health(scene_from_within(), Ball(radius=0.8), PROGRESS, run)
+    assert warning.startswith("100 % of the cameras stand inside the surface: a room seen from within needs")
+    assert_names_keys(warning)
+
+
 @pytest.mark.parametrize("radius", [-1.0, 5.0])
 def test_no_surface_at_all(tmp_path: Path, radius: float) -> None:
     warnings = warnings_for(Ball(radius=radius), tmp_path)
