@@ -122,8 +122,6 @@ def _check_layers(where: str, layers: LayersConfig) -> None:
 class MipNeRF360(Model):
     """Proposals and a radiance field on Gaussians, over all of space."""
 
-    provides = frozenset({"histograms"})
-
     def __init__(self, config: MipNeRF360Config, scene: Scene, backends: Backends) -> None:
         super().__init__(backends)
         if scene.cameras.ndc is not None:
@@ -151,6 +149,11 @@ class MipNeRF360(Model):
     def num_levels(self) -> int:
         """0: there is no hash grid."""
         return 0
+
+    @property
+    def num_proposals(self) -> int:
+        """How often the proposals are asked where samples are needed."""
+        return len(self.config.proposal.num_samples)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by their learning rate and the norm to which their gradients are clipped together."""

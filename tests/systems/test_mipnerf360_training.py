@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from helpers_triton import DEVICE, needs_triton
 from test_device_step import NoWaiting, device_step_of
 from tiny import new_trainer, parameters_of, resumed_trainer, same_tensors
@@ -68,6 +69,14 @@ def test_resumed_training_is_the_same_training(tmp_path: Path) -> None:
     resumed = resumed_trainer(whole, method=MIP)
     train(resumed, 3)
     assert same_tensors(parameters_of(whole), parameters_of(resumed))
+
+
+def test_the_model_says_what_it_has(tmp_path: Path) -> None:
+    trainer = new_trainer(tmp_path, method=MIP)
+    trainer.system.check_training(trainer.model)
+    assert (trainer.model.num_levels, trainer.model.num_proposals) == (0, 2)
+    with pytest.raises(NotImplementedError, match="MipNeRF360 has no signed distance"):
+        trainer.model.query_field(torch.zeros(1, 3), trainer.system.progress_at(0.0))
 
 
 @pytest.mark.parametrize("buffers", ["packed", "fixed"])
