@@ -9,22 +9,20 @@ from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.appearance import AppearanceConfig, per_image_modules
+from models.appearance import AppearanceConfig
 from models.backends import Backends
-from models.background import Background, BackgroundConfig
+from models.background import BackgroundConfig
+from models.bounded import BoundedModel, Shading, jitter_of
 from models.chunks import in_chunks
-from models.compositing import accumulate, render_weights
 from models.density_field import DensityField, DensityFieldConfig
 from models.density_surface import DensitySurface, density_normals
-from models.gradient_scaling import check_reach, scale_gradients
+from models.gradient_scaling import check_reach
 from models.marching import march
 from models.marching.transmittance import drop_dark
-from models.model import Model
-from models.occupancy import OccupancyConfig, OccupancyGrid, observable_cells
-from utils.errors import ConfigError
-from utils.types import Budget, Progress, RayHistogram, Rays, RaySamples, RenderOutput, Scene
+from models.occupancy import OccupancyConfig
+from utils.types import Budget, Progress, Rays, RaySamples, RenderOutput, Scene
 
 
 @dataclass(frozen=True)
@@ -58,27 +56,14 @@ class NGPConfig:
         check_reach("model.gradient_scaling", self.gradient_scaling)
 
 
-class NGP(Model):
+class NGP(BoundedModel):
     """Density and colour in the unit sphere, occupancy, and a background where there are no masks."""
 
     def __init__(self, config: NGPConfig, scene: Scene, backends: Backends) -> None:
         super().__init__(backends)
-        if config.background.enabled and scene.cameras.ndc is not None:
-            raise ConfigError(
-                "model.background.enabled",
-                "nothing lies behind a scene that dataset.ndc brings in from infinity",
-                "set one of the two to false",
-            )
         self.config = config
-        extra = config.appearance.inputs
-        self.density_field = DensityField(config.density_field, 1.0, backends, extra)
-        self.background = (
-            Background(config.background, backends, extra, config.gradient_scaling)
-            if config.background.enabled
-            else None
-        )
-        self.embedding, self.exposure = per_image_modules(config.appearance, scene)
-        self.occupancy = OccupancyGrid(config.occupancy, observable_cells(scene, config.occupancy))
+        self.density_field = DensityField(config.density_field, 1.0, backends, config.appearance.inputs)
+        self.surround(config, scene)
 
     @property
     def device(self) -> torch.device:
@@ -90,38 +75,11 @@ class NGP(Model):
         """Levels of the hash grid, all of them open from the start."""
         return self.density_field.grid.num_levels
 
-    def scalars(self, progress: Progress) -> dict[str, float]:
-        """For the history: ``occupied``, the share of cells that are sampled."""
-        return {"occupied": self.occupancy.share}
-
-    @property
-    def num_proposals(self) -> int:
-        """Those that place the background's samples."""
-        return 0 if self.background is None else self.background.num_proposals
-
-    def stage(self, progress: Progress) -> bool:
-        """What in :meth:`render` branches on the progress: a recorded step serves one stage."""
-        return self.background is not None and progress.fraction < self.config.background.wait
-
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters by their learning rate: ``grid``, ``networks`` and any ``background``."""
-        groups: dict[str, list[nn.Parameter]] = {"grid": [], "networks": []}
-        if self.background is not None:
-            groups["background"] = list(self.background.parameters())
-        for name, parameter in self.named_parameters():
-            if not name.startswith("background."):
-                groups["grid" if name.endswith("grid.table") else "networks"].append(parameter)
-        return groups
-
     def sample(
         self, rays: Rays, generator: torch.Generator | None, budget: Budget | None = None
     ) -> tuple[RaySamples, int | Int64[Tensor, ""]]:
         """March, then drop what is hidden. Returns the samples, and how many were marched."""
-        rays = rays.detach()
-        if generator is None:
-            jitter = torch.full_like(rays.near, 0.5)
-        else:
-            jitter = torch.rand(len(rays), generator=generator, device=rays.near.device)
+        rays, jitter = rays.detach(), jitter_of(rays, generator)
         marched, rendered = (None, None) if budget is None else (budget.marched, budget.rendered)
         threshold = self.config.min_transmittance
         samples = march(
@@ -144,61 +102,20 @@ class NGP(Model):
         generator: torch.Generator | None = None,
         budget: Budget | None = None,
     ) -> RenderOutput:
-        """March, query, composite: rays in, pixels out.
-
-        Args:
-            rays: in scene space.
-            progress: of training.
-            background_color: behind the unit sphere where no background field is learned, 0..1.
-            generator: jitters the samples (training); ``None`` puts them on the unshifted lattice.
-            budget: buffers of fixed size, see :class:`utils.types.Budget`.
-        """
+        """March, query, composite; arguments as of :meth:`models.model.Model.render`."""
         if budget is not None:
             rays = budget.limit(rays)
         samples, num_marched = self.sample(rays, generator, budget)
         count = None if budget is None else samples.count
         positions = samples.positions(rays)
         density, features = self.density_field.density(positions, count)
-        appearance = None if self.embedding is None else self.embedding(rays.camera_indices)
+        appearance = self.appearance_of(rays)
         rgb = self.density_field.color(features, rays.directions, samples.ray_indices, count, appearance)
-        alpha = _alpha(density, samples)
-        if self.config.gradient_scaling > 0:
-            alpha, rgb = scale_gradients(alpha, rgb, samples.t_middle, self.config.gradient_scaling)
-        weights = render_weights(alpha, samples.offsets, self.backends.compositing)
-        values = torch.cat([rgb, torch.ones_like(rgb[:, :1])], dim=1)
-        pixels = accumulate(weights, values, samples.offsets, self.backends.compositing)
-        color, opacity = pixels[:, :3], pixels[:, 3]
-        if self.exposure is not None:
-            color = self.exposure(color, rays.camera_indices, opacity)
-        if self.background is None:
-            behind = background_color.expand(len(rays), 3)
-            histograms: tuple[RayHistogram, ...] = ()
-        else:
-            num_rays = None if budget is None else budget.num_rays
-            backdrop = self.background(rays, generator, num_rays, appearance, progress.proposal_anneal)
-            behind, histograms = backdrop.rgb, backdrop.histograms
-            if self.exposure is not None:
-                behind = self.exposure(behind, rays.camera_indices)
-            if self.stage(progress):
-                behind = torch.where((rays.far > rays.near)[:, None], behind.detach(), behind)
-        with torch.no_grad():
-            normal = torch.zeros_like(positions)
-            if generator is None:
-                normal = density_normals(lambda at: self.density_field.density(at, count)[0], positions)
-            geometry = torch.cat([normal, samples.t_middle[:, None]], dim=1)
-            seen = accumulate(weights.detach(), geometry, samples.offsets, self.backends.compositing)
-        return RenderOutput(
-            rgb=color + (1.0 - opacity[:, None]) * behind,
-            opacity=opacity,
-            depth=seen[:, 3],
-            normal=seen[:, :3],
-            positions=positions,
-            weights=weights,
-            num_marched=num_marched,
-            is_sample=samples.is_sample,
-            is_served=None if budget is None else budget.served(samples.is_served),
-            histograms=histograms,
-        )
+        normal = torch.zeros_like(positions)
+        if generator is None:
+            normal = density_normals(lambda at: self.density_field.density(at, count)[0], positions)
+        shading = Shading(samples, num_marched, positions, _alpha(density, samples), rgb, normal, appearance)
+        return self.composite(rays, shading, progress, background_color, generator, budget)
 
     def update_occupancy(self, progress: Progress, generator: torch.Generator) -> None:
         """Refresh the occupancy grid: a cell holds the opacity of one marching step in it."""

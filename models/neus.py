@@ -5,27 +5,25 @@ A pixel is sum_i w_i c_i with w_i from alphas that come from signed distances, b
 behind the first surface is dropped, or all samples are placed anew where the light ends.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from models.appearance import AppearanceConfig, per_image_modules
+from models.appearance import AppearanceConfig
 from models.backends import Backends
-from models.background import Background, BackgroundConfig
+from models.background import BackgroundConfig
+from models.bounded import BoundedModel, Shading, jitter_of
 from models.chunks import in_chunks
-from models.compositing import accumulate, render_weights
 from models.fields import RadianceConfig, RadianceField, SDFConfig, SDFField
-from models.gradient_scaling import check_reach, scale_gradients
+from models.gradient_scaling import check_reach
 from models.marching import drop_hidden, march
 from models.marching.importance import place_by_importance
-from models.model import Model
-from models.occupancy import OccupancyConfig, OccupancyGrid, observable_cells
+from models.occupancy import OccupancyConfig
 from models.opacity import DENSITIES, MIN_BETA, DensityName
 from models.reflection import ReflectiveRadiance
-from utils.errors import ConfigError
-from utils.types import Budget, Progress, RayHistogram, Rays, RaySamples, RenderOutput, Scene
+from utils.types import Budget, Progress, Rays, RaySamples, RenderOutput, Scene
 
 
 @dataclass(frozen=True)
@@ -80,35 +78,23 @@ class NeuSConfig:
         check_reach("model.gradient_scaling", self.gradient_scaling)
 
 
-class NeuS(Model):
+class NeuS(BoundedModel):
     """Signed distance, radiance, sharpness, occupancy, and a background where there are no masks."""
 
     def __init__(self, config: NeuSConfig, scene: Scene, backends: Backends) -> None:
         super().__init__(backends)
-        if config.background.enabled and scene.cameras.ndc is not None:
-            raise ConfigError(
-                "model.background.enabled",
-                "nothing lies behind a scene that dataset.ndc brings in from infinity",
-                "set one of the two to false",
-            )
         self.config = config
         self.sdf_field = SDFField(config.sdf, backends)
         head = ReflectiveRadiance if config.radiance.head == "reflection" else RadianceField
-        extra = config.appearance.inputs
-        self.radiance = head(config.radiance, self.sdf_field.output_width, backends, extra)
+        outputs, extra = self.sdf_field.output_width, config.appearance.inputs
+        self.radiance = head(config.radiance, outputs, backends, extra)
         self.density = DENSITIES[config.density]
         sharpness = (
             config.initial_inv_s if config.density == "neus" else 1.0 / (config.initial_beta - MIN_BETA)
         )
         # inv_s = exp(10 v) as in NeuS: Adam's steps on v change the sharpness by a factor, whatever its size.
         self.variance = nn.Parameter(torch.tensor(sharpness).log() / 10.0)
-        self.background = (
-            Background(config.background, backends, extra, config.gradient_scaling)
-            if config.background.enabled
-            else None
-        )
-        self.occupancy = OccupancyGrid(config.occupancy, observable_cells(scene, config.occupancy))
-        self.embedding, self.exposure = per_image_modules(config.appearance, scene)
+        self.surround(config, scene)
 
     @property
     def device(self) -> torch.device:
@@ -136,7 +122,7 @@ class NeuS(Model):
         """For the history: ``inv_s``, with VolSDF's density ``beta`` = 1 / inv_s, and ``occupied``."""
         inv_s = float(self.inv_s(progress).detach())
         sharpness = {"inv_s": inv_s} | ({"beta": 1.0 / inv_s} if self.config.density == "volsdf" else {})
-        return sharpness | {"occupied": self.occupancy.share}
+        return sharpness | super().scalars(progress)
 
     def step_size(self, progress: Progress) -> Float[Tensor, ""]:
         """Marching step for the present sharpness, scene units; a tensor, so that no host waits for it.
@@ -148,25 +134,6 @@ class NeuS(Model):
         step = (config.step_per_width / self.inv_s(progress).detach()).clamp(shortest, config.max_step)
         # NaN becomes the shortest step, so that the trainer gets to see the bad step.
         return torch.nan_to_num(step, nan=shortest)
-
-    @property
-    def num_proposals(self) -> int:
-        """Those that place the background's samples."""
-        return 0 if self.background is None else self.background.num_proposals
-
-    def stage(self, progress: Progress) -> bool:
-        """What in :meth:`render` branches on the progress: a recorded step serves one stage."""
-        return self.background is not None and progress.fraction < self.config.background.wait
-
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters by their learning rate: ``grid``, ``networks``, ``variance`` and any ``background``."""
-        groups: dict[str, list[nn.Parameter]] = {"grid": [], "networks": [], "variance": [self.variance]}
-        if self.background is not None:
-            groups["background"] = list(self.background.parameters())
-        for name, parameter in self.named_parameters():
-            if name.startswith(("sdf_field.", "radiance.", "embedding.", "exposure.")):
-                groups["grid" if name.endswith("grid.table") else "networks"].append(parameter)
-        return groups
 
     def sample(
         self,
@@ -180,10 +147,7 @@ class NeuS(Model):
         Returns the samples, and how many were marched.
         """
         rays, step = rays.detach(), self.step_size(progress)
-        if generator is None:
-            jitter = torch.full_like(rays.near, 0.5)
-        else:
-            jitter = torch.rand(len(rays), generator=generator, device=rays.near.device)
+        jitter = jitter_of(rays, generator)
         marched, rendered = (None, None) if budget is None else (budget.marched, budget.rendered)
         by_importance, threshold = self.config.importance, self.config.min_transmittance
         looks_ahead = by_importance > 0 or threshold > 0
@@ -216,16 +180,7 @@ class NeuS(Model):
         generator: torch.Generator | None = None,
         budget: Budget | None = None,
     ) -> RenderOutput:
-        """March, query, composite: rays in, pixels out.
-
-        Args:
-            rays: in scene space.
-            progress: annealing and open levels.
-            background_color: behind the surface where no background field is learned, 0..1.
-            generator: jitters the samples (training); ``None`` puts them on the unshifted lattice.
-            budget: buffers of fixed size instead of such as fit, for a step that never asks the device how
-                many samples there are; not every ray is rendered then, see :attr:`RenderOutput.is_served`.
-        """
+        """March, query, composite; arguments as of :meth:`models.model.Model.render`."""
         if budget is not None:
             rays = budget.limit(rays)
         samples, num_marched = self.sample(rays, progress, generator, budget)
@@ -233,50 +188,15 @@ class NeuS(Model):
         positions, directions = samples.positions(rays), samples.directions(rays)
         outputs, gradient, laplacian = self.sdf_field.with_laplacian(positions, progress.active_levels, count)
         normal = torch.nn.functional.normalize(gradient, dim=1, eps=1e-6)
-        appearance = None if self.embedding is None else self.embedding(rays.camera_indices)
+        appearance = self.appearance_of(rays)
         rgb = self.radiance(outputs, rays.directions, samples.ray_indices, normal, count, appearance)
         sdf = outputs[:, 0]
         cosine = (directions * normal).sum(dim=1)
         lengths = samples.t_ends - samples.t_starts
         alpha = self.density.alpha(sdf, cosine, lengths, self.inv_s(progress), progress.cos_anneal)
-        if self.config.gradient_scaling > 0:
-            alpha, rgb = scale_gradients(alpha, rgb, samples.t_middle, self.config.gradient_scaling)
-        weights = render_weights(alpha, samples.offsets, self.backends.compositing)
-
-        values = torch.cat([rgb, torch.ones_like(rgb[:, :1])], dim=1)
-        pixels = accumulate(weights, values, samples.offsets, self.backends.compositing)
-        color, opacity = pixels[:, :3], pixels[:, 3]
-        if self.exposure is not None:
-            color = self.exposure(color, rays.camera_indices, opacity)
-        if self.background is None:
-            behind = background_color.expand(len(rays), 3)
-            histograms: tuple[RayHistogram, ...] = ()
-        else:
-            num_rays = None if budget is None else budget.num_rays
-            backdrop = self.background(rays, generator, num_rays, appearance, progress.proposal_anneal)
-            behind, histograms = backdrop.rgb, backdrop.histograms
-            if self.exposure is not None:
-                behind = self.exposure(behind, rays.camera_indices)
-            if self.stage(progress):
-                behind = torch.where((rays.far > rays.near)[:, None], behind.detach(), behind)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and progress.learns_from_geometry):
-            geometry = torch.cat([normal, samples.t_middle[:, None]], dim=1)
-            seen = accumulate(weights, geometry, samples.offsets, self.backends.compositing)
-        return RenderOutput(
-            rgb=color + (1.0 - opacity[:, None]) * behind,
-            opacity=opacity,
-            depth=seen[:, 3],
-            normal=seen[:, :3],
-            positions=positions,
-            sdf=sdf,
-            gradient=gradient,
-            laplacian=laplacian,
-            weights=weights,
-            num_marched=num_marched,
-            is_sample=samples.is_sample,
-            is_served=None if budget is None else budget.served(samples.is_served),
-            histograms=histograms,
-        )
+        shading = Shading(samples, num_marched, positions, alpha, rgb, normal, appearance)
+        render = self.composite(rays, shading, progress, background_color, generator, budget)
+        return replace(render, sdf=sdf, gradient=gradient, laplacian=laplacian)
 
     def update_occupancy(self, progress: Progress, generator: torch.Generator) -> None:
         """Refresh the occupancy grid from the present field.

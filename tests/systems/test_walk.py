@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WALK = [
     *("systems/trainer.py", "systems/neus.py", "systems/system.py", "systems/schedules.py"),
     *("systems/step.py", "process_data/batches.py", "process_data/cameras.py", "utils/types.py"),
-    *("models/neus.py", "models/marching/__init__.py", "models/marching/cpu.py"),
+    *("models/neus.py", "models/bounded.py", "models/marching/__init__.py", "models/marching/cpu.py"),
     *("models/marching/packing.py", "models/opacity.py"),
     *("models/fields.py", "models/sdf_network/__init__.py", "models/sdf_network/cpu.py"),
     *("encoder/hashgrid/__init__.py", "encoder/hashgrid/autograd.py"),

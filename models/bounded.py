@@ -1,0 +1,156 @@
+"""Methods whose field lives in the unit sphere: what surrounds it, and how a ray becomes a pixel.
+
+camera ---- near [ samples where the occupancy grid is open ] far ---- background field, or a plain colour
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from models.appearance import Exposure, ImageEmbedding, per_image_modules
+from models.background import Background
+from models.compositing import accumulate, render_weights
+from models.gradient_scaling import scale_gradients
+from models.model import Model
+from models.occupancy import OccupancyGrid, observable_cells
+from utils.errors import ConfigError
+from utils.types import Budget, Progress, RayHistogram, Rays, RaySamples, RenderOutput, Scene
+
+
+@dataclass(frozen=True)
+class Shading:
+    """What a field says at S samples on R rays."""
+
+    samples: RaySamples
+    num_marched: int | Int64[Tensor, ""]
+    """Samples before those that nothing can see were dropped."""
+    positions: Float[Tensor, "S 3"]
+    alpha: Float[Tensor, " S"]
+    rgb: Float[Tensor, "S 3"]
+    normal: Float[Tensor, "S 3"]
+    """Unit, or zeros where nobody asks for it."""
+    appearance: Float[Tensor, "R A"] | None
+    """Of the rays' images, for the background."""
+
+
+class BoundedModel(Model):
+    """A field in the unit sphere with an occupancy grid, perhaps a background, perhaps light per image.
+
+    A subclass makes its field first and calls :meth:`surround` last, so that parameters are drawn in an order
+    that does not depend on what surrounds them.
+    """
+
+    background: Background | None
+    occupancy: OccupancyGrid
+    embedding: ImageEmbedding | None
+    exposure: Exposure | None
+
+    def surround(self, config: Any, scene: Scene) -> None:
+        """Make everything around the field.
+
+        Args:
+            config: has sections ``background``, ``occupancy`` and ``appearance``, and ``gradient_scaling``.
+            scene: says what can be seen, and which images are trained on.
+
+        Raises:
+            ConfigError: a background behind a scene that is warped (``dataset.ndc``).
+        """
+        if config.background.enabled and scene.cameras.ndc is not None:
+            raise ConfigError(
+                "model.background.enabled",
+                "nothing lies behind a scene that dataset.ndc brings in from infinity",
+                "set one of the two to false",
+            )
+        self.background = None
+        if config.background.enabled:
+            width, reach = config.appearance.inputs, config.gradient_scaling
+            self.background = Background(config.background, self.backends, width, reach)
+        self.occupancy = OccupancyGrid(config.occupancy, observable_cells(scene, config.occupancy))
+        self.embedding, self.exposure = per_image_modules(config.appearance, scene)
+        self._wait, self._reach = config.background.wait, config.gradient_scaling
+
+    @property
+    def num_proposals(self) -> int:
+        """Those that place the background's samples."""
+        return 0 if self.background is None else self.background.num_proposals
+
+    def stage(self, progress: Progress) -> bool:
+        """Whether the background waits: what rays through the unit sphere show then teaches it nothing."""
+        return self.background is not None and progress.fraction < self._wait
+
+    def scalars(self, progress: Progress) -> dict[str, float]:
+        """For the history: ``occupied``, the share of cells that are sampled."""
+        del progress
+        return {"occupied": self.occupancy.share}
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by their learning rate: ``grid``, ``networks``, perhaps ``variance``, ``background``."""
+        groups: dict[str, list[nn.Parameter]] = {"grid": [], "networks": []}
+        for name, parameter in self.named_parameters():
+            if name == "variance" or name.startswith("background."):
+                groups.setdefault(name.partition(".")[0], []).append(parameter)
+            else:
+                groups["grid" if name.endswith("grid.table") else "networks"].append(parameter)
+        return groups
+
+    def appearance_of(self, rays: Rays) -> Float[Tensor, "R A"] | None:
+        """What colours depend on besides geometry and direction: learned, of the rays' images."""
+        return None if self.embedding is None else self.embedding(rays.camera_indices)
+
+    def composite(
+        self,
+        rays: Rays,
+        shading: Shading,
+        progress: Progress,
+        background_color: Float[Tensor, "3"],
+        generator: torch.Generator | None,
+        budget: Budget | None,
+    ) -> RenderOutput:
+        """Sum the samples of each ray and put behind them what is there; arguments as of :meth:`render`."""
+        samples, alpha, rgb, backend = shading.samples, shading.alpha, shading.rgb, self.backends.compositing
+        if self._reach > 0:
+            alpha, rgb = scale_gradients(alpha, rgb, samples.t_middle, self._reach)
+        weights = render_weights(alpha, samples.offsets, backend)
+        values = torch.cat([rgb, torch.ones_like(rgb[:, :1])], dim=1)
+        pixels = accumulate(weights, values, samples.offsets, backend)
+        color, opacity = pixels[:, :3], pixels[:, 3]
+        if self.exposure is not None:
+            color = self.exposure(color, rays.camera_indices, opacity)
+        if self.background is None:
+            behind = background_color.expand(len(rays), 3)
+            histograms: tuple[RayHistogram, ...] = ()
+        else:
+            num_rays = None if budget is None else budget.num_rays
+            backdrop = self.background(
+                rays, generator, num_rays, shading.appearance, progress.proposal_anneal
+            )
+            behind, histograms = backdrop.rgb, backdrop.histograms
+            if self.exposure is not None:
+                behind = self.exposure(behind, rays.camera_indices)
+            if self.stage(progress):
+                behind = torch.where((rays.far > rays.near)[:, None], behind.detach(), behind)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and progress.learns_from_geometry):
+            geometry = torch.cat([shading.normal, samples.t_middle[:, None]], dim=1)
+            seen = accumulate(weights, geometry, samples.offsets, backend)
+        return RenderOutput(
+            rgb=color + (1.0 - opacity[:, None]) * behind,
+            opacity=opacity,
+            depth=seen[:, 3],
+            normal=seen[:, :3],
+            positions=shading.positions,
+            weights=weights,
+            num_marched=shading.num_marched,
+            is_sample=samples.is_sample,
+            is_served=None if budget is None else budget.served(samples.is_served),
+            histograms=histograms,
+        )
+
+
+def jitter_of(rays: Rays, generator: torch.Generator | None) -> Float[Tensor, " R"]:
+    """Shift of each ray's lattice in training; without a generator there is none, 0.5."""
+    if generator is None:
+        return torch.full_like(rays.near, 0.5)
+    return torch.rand(len(rays), generator=generator, device=rays.near.device)
