@@ -9,6 +9,7 @@ from models.mipnerf360 import MipNeRF360, MipNeRF360Config
 from models.model import Model
 from models.nerf_ngp import NGP, NGPConfig
 from models.neus import NeuS, NeuSConfig
+from models.vanilla_nerf import VanillaNeRF, VanillaNeRFConfig
 from utils.types import Scene
 
 __all__ = ["MODELS", "Model", "build_model"]
@@ -17,6 +18,7 @@ MODELS: dict[str, tuple[type, Any]] = {
     "neus": (NeuSConfig, NeuS),
     "nerf-ngp": (NGPConfig, NGP),
     "mipnerf360": (MipNeRF360Config, MipNeRF360),
+    "nerf": (VanillaNeRFConfig, VanillaNeRF),
 }
 """Methods by ``model.name``: configuration and class."""
 

@@ -16,12 +16,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.backends import Backends
-from models.chunks import in_chunks
-from models.density_surface import DensitySurface
+from models.density_surface import DensitySurface, dense_cells
 from models.gaussians import Gaussians, cone_gaussians
 from models.integrated_fields import ColorHead, DensityMLP, EncodingConfig, LayersConfig, Precision
 from models.model import Model
@@ -30,9 +29,6 @@ from models.resampling import anneal, dilate, resample_intervals
 from models.spacing import distances_from_s
 from utils.errors import ConfigError
 from utils.types import Budget, Progress, RayHistogram, Rays, RenderOutput, Scene
-
-_CELLS = 128
-"""Per axis, of the cube where a mesh is looked for: of one at 256^3 to look there first costs an eighth."""
 
 
 @dataclass(frozen=True)
@@ -294,16 +290,7 @@ class MipNeRF360(Model):
         """The level set of the density within the unit sphere, ready to be asked."""
         del progress
         level = self.config.surface_density
-        return DensitySurface(self, level, self._dense_cells(0.1 * level))
-
-    @torch.no_grad()
-    def _dense_cells(self, least: float) -> Bool[Tensor, "G G G"]:
-        """Cells over [-1, 1]^3, indexed ``[z, y, x]``, with something in their middle or a neighbour's."""
-        ticks = (torch.arange(_CELLS, device=self.device) + 0.5) * (2.0 / _CELLS) - 1.0
-        z, y, x = torch.meshgrid(ticks, ticks, ticks, indexing="ij")
-        density = in_chunks(self.query_density, torch.stack([x, y, z], dim=-1).view(-1, 3))
-        density = density.view(1, 1, _CELLS, _CELLS, _CELLS)
-        return nn.functional.max_pool3d(density, kernel_size=3, stride=1, padding=1)[0, 0] > least
+        return DensitySurface(self, level, dense_cells(self, 0.1 * level))
 
     def query_density(self, positions: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
         """Density, 1 / scene units, averaged over the width of a pixel; differentiable."""

@@ -9,5 +9,6 @@ SYSTEMS: dict[str, tuple[type, Any]] = {
     "neus": (NeuSSystemConfig, NeuSSystem),
     "nerf-ngp": (RadianceSystemConfig, RadianceSystem),
     "mipnerf360": (RadianceSystemConfig, RadianceSystem),
+    "nerf": (RadianceSystemConfig, RadianceSystem),
 }
 """Training rules by ``system.name``: configuration and class."""
