@@ -10,6 +10,7 @@ from models.model import Model
 from models.nerf_ngp import NGP, NGPConfig
 from models.nerf_proposal import ProposalNeRF, ProposalNeRFConfig
 from models.neus import NeuS, NeuSConfig
+from models.vanilla_nerf import VanillaNeRF, VanillaNeRFConfig
 from utils.types import Scene
 
 __all__ = ["MODELS", "Model", "build_model"]
@@ -19,6 +20,7 @@ MODELS: dict[str, tuple[type, Any]] = {
     "nerf-ngp": (NGPConfig, NGP),
     "nerf-proposal": (ProposalNeRFConfig, ProposalNeRF),
     "mipnerf360": (MipNeRF360Config, MipNeRF360),
+    "nerf": (VanillaNeRFConfig, VanillaNeRF),
 }
 """Methods by ``model.name``: configuration and class."""
 

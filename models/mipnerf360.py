@@ -31,9 +31,6 @@ from models.spacing import distances_from_s
 from utils.errors import ConfigError
 from utils.types import Budget, Progress, RayHistogram, Rays, RenderOutput, Scene
 
-_CELLS = 128
-"""Per axis, of the cube where a mesh is looked for: of one at 256^3 to look there first costs an eighth."""
-
 
 @dataclass(frozen=True)
 class MipProposalConfig(LayersConfig):
@@ -300,7 +297,7 @@ class MipNeRF360(Model):
         """The level set of the density within the unit sphere, ready to be asked."""
         del progress
         level = self.config.surface_density
-        return DensitySurface(self, level, dense_cells(self, 0.1 * level, _CELLS))
+        return DensitySurface(self, level, dense_cells(self, 0.1 * level))
 
     def query_density(self, positions: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
         """Density, 1 / scene units, averaged over the width of a pixel; differentiable."""

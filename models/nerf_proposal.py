@@ -37,9 +37,6 @@ from models.spacing import Spacing
 from utils.errors import ConfigError
 from utils.types import Budget, Progress, RayHistogram, Rays, RenderOutput, Scene
 
-_CELLS = 128
-"""Per axis of the grid that tells where a surface is looked for."""
-
 
 @dataclass(frozen=True)
 class ProposalNeRFConfig:
@@ -220,7 +217,7 @@ class ProposalNeRF(Model):
         """The level set of the density within the unit sphere, ready to be asked."""
         del progress
         level = self.config.surface_density
-        return DensitySurface(self, level, dense_cells(self, 0.1 * level, _CELLS))
+        return DensitySurface(self, level, dense_cells(self, 0.1 * level))
 
     def _contracted(self, positions: Float[Tensor, "P 3"]) -> Float[Tensor, "P 3"]:
         positions = positions / self.unit

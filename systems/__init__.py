@@ -10,5 +10,6 @@ SYSTEMS: dict[str, tuple[type, Any]] = {
     "nerf-ngp": (RadianceSystemConfig, RadianceSystem),
     "nerf-proposal": (RadianceSystemConfig, RadianceSystem),
     "mipnerf360": (RadianceSystemConfig, RadianceSystem),
+    "nerf": (RadianceSystemConfig, RadianceSystem),
 }
 """Training rules by ``system.name``: configuration and class."""

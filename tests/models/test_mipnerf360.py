@@ -1,6 +1,7 @@
 """mip-NeRF 360: whole rays against a second renderer in float64, with loops; and what else it promises."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +13,7 @@ from encoder import icosahedron_directions
 from models import mipnerf360
 from models.backends import Backends
 from models.contraction import contract
+from models.density_surface import dense_cells
 from models.integrated_fields import ColorHead, DensityMLP, EncodingConfig, LayersConfig
 from models.mipnerf360 import MipNeRF360, MipNeRF360Config, MipProposalConfig, MipRadianceConfig
 from systems.histogram_losses import distortion, interlevel
@@ -404,7 +406,7 @@ def test_density_counts_in_scene_units() -> None:
 
 
 def test_surface_is_where_the_density_passes_its_level(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mipnerf360, "_CELLS", 32)
+    monkeypatch.setattr(mipnerf360, "dense_cells", partial(dense_cells, size=32))
     positions = torch.randn(201, 3) * 0.4
 
     def ball(model: MipNeRF360, at: Tensor) -> Tensor:
