@@ -50,8 +50,8 @@ class LossConfig:
     0.05 (theirs)."""
     photo_consistency: Any = 0.0
     """1 - correlation of a photograph's windows with what other views show where the surface's tangent plane
-    carries them (Geo-NeuS, section 3.3); needs pinholes, and a surface that is roughly there. Typical: 0.5
-    (theirs), from 40 % of training on."""
+    carries them (Geo-NeuS, section 3.3); needs pinholes, and a surface that is roughly there. Theirs: 0.5;
+    0.1 from 40 % of training on neither helped nor harmed (benchmarks/README.md)."""
     eikonal_random: Any = 0.0
     """The eikonal term at random points of the unit ball, where no ray has to pass. Typical: 0.01 to 0.1."""
     eikonal_near: Any = 0.0
@@ -69,8 +69,8 @@ class LossConfig:
     """How far the background's light is spread along a ray (mip-NeRF 360, equation 15); needs a background.
     Typical: 0.002 (nerfacto) to 0.01."""
     ssim: Any = 0.0
-    """1 - structural similarity of patches (Wang et al. 2004). No weight has been measured yet; 3D Gaussian
-    splatting (Kerbl et al. 2023) takes 0.25 of the L1 weight."""
+    """1 - structural similarity of patches (Wang et al. 2004). 3D Gaussian splatting (Kerbl et al. 2023) takes
+    0.25 of the L1 weight; with the small batches of a CPU 0.02 already did harm (benchmarks/README.md)."""
     lpips: Any = 0.0
     """Perceptual distance of patches (Zhang et al. 2018); needs the package lpips and a patch_size of 32 or
     more. No weight has been measured yet; HumanNeRF (Weng et al. 2022) takes 5 times that of rgb_l2."""
