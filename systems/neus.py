@@ -69,8 +69,8 @@ class LossConfig:
     """How far the background's light is spread along a ray (mip-NeRF 360, equation 15); needs a background.
     Typical: 0.002 (nerfacto) to 0.01."""
     ssim: Any = 0.0
-    """1 - structural similarity of patches (Wang et al. 2004). 3D Gaussian splatting (Kerbl et al. 2023) takes
-    0.25 of the L1 weight; with the small batches of a CPU 0.02 already did harm (benchmarks/README.md)."""
+    """1 - structural similarity of patches (Wang et al. 2004). 3D Gaussian splatting takes 0.25 of the L1
+    weight (Kerbl et al. 2023); with the small batches of a CPU 0.02 did harm (benchmarks/README.md)."""
     lpips: Any = 0.0
     """Perceptual distance of patches (Zhang et al. 2018); needs the package lpips and a patch_size of 32 or
     more. No weight has been measured yet; HumanNeRF (Weng et al. 2022) takes 5 times that of rgb_l2."""
