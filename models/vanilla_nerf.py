@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from encoder import encode_frequency, frequency_width
-from models.appearance import AppearanceConfig, Exposure, ImageEmbedding
+from models.appearance import AppearanceConfig, per_image_modules
 from models.backends import Backends
 from models.chunks import in_chunks
 from models.density_surface import DensitySurface, dense_cells, density_normals
@@ -150,9 +150,7 @@ class VanillaNeRF(Model):
         super().__init__(backends)
         self.config = config
         self.coarse, self.fine = NeRFNetwork(config), NeRFNetwork(config)
-        appearance = config.appearance
-        self.embedding = ImageEmbedding(appearance.width, scene) if appearance.mode == "embedding" else None
-        self.exposure = Exposure(scene) if appearance.mode == "exposure" else None
+        self.embedding, self.exposure = per_image_modules(config.appearance, scene)
 
     @property
     def device(self) -> torch.device:
