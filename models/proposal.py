@@ -88,7 +88,7 @@ class ProposalConfig:
 
 @dataclass(frozen=True)
 class RayIntervals:
-    """N intervals that tile a stretch of each of R rays, and the box through which they lead."""
+    """N intervals that tile a stretch of each of R rays, and where fields see them."""
 
     s: Float[Tensor, "R N_plus_1"]
     """Edges in normalised distance, 0..1."""
