@@ -623,6 +623,4 @@ def test_histogram_terms_of_models_without_proposals_are_refused(term: str) -> N
     model, system = tiny_model(config), NeuSSystem(config.system, 4, has_masks=False)
     line = rf"^system\.loss\.{term}: this model places no samples by proposals"
     with pytest.raises(ConfigError, match=line):
-        ConfigError, match=rf"^system\.loss\.{term}: this model places no samples by proposals"
-    ):
         system.check_training(model)
