@@ -62,8 +62,13 @@ _VAIN: dict[str, tuple[str, object, str]] = {
     "system.curvature_step": ("model.sdf.gradient", "numerical", "analytic"),
     "model.sdf.taps": ("model.sdf.gradient", "analytic", "numerical"),
     "trainer.optimizer.final_ratio": ("trainer.optimizer.decay", "constant", "exponential"),
+    "model.appearance.width": ("model.appearance.mode", ("none", "exposure"), "embedding"),
+    "model.background.proposal.": ("model.background.sampler", "inverse_distance", "proposal"),
+    "system.proposal_anneal_end": ("model.background.sampler", "inverse_distance", "proposal"),
+    "model.unit": ("model.contraction", "none", "linf"),
 }
-"""A key without effect where another one has this value, and what that one would have to be."""
+"""A key, or all keys that begin so, without effect where another one has this value or one of these, and what
+that one would have to be."""
 
 _LEARNED = ("model.initial_inv_s", "model.initial_beta", "trainer.optimizer.variance")
 """Keys of the learned sharpness."""
@@ -98,9 +103,9 @@ def check_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> None:
             raise ConfigError(
                 key, "has no effect while system.inv_s prescribes the sharpness", "leave one of the two out"
             )
-        if key in _VAIN:
-            other, value, wanted = _VAIN[key]
-            if _value_at(tree, other) == value:
+        for start, (other, values, wanted) in _VAIN.items():
+            value = _value_at(tree, other)
+            if _is_at(key, start) and value in (values if isinstance(values, tuple) else (values,)):
                 what = f"has no effect with {other}={value}"
                 raise ConfigError(key, what, f"set {other}={wanted}, or leave it out")
         if key in _REPLACED:
