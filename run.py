@@ -78,6 +78,8 @@ def execute(args: argparse.Namespace, argv: list[str]) -> None:
         system.check_training(model)
     if args.test:
         preflight.check_video(scene, settings.test)
+    if args.test or args.mesh:
+        preflight.check_extent(model, settings.export)
     if ckpt is not None:
         checkpoint.load_model(ckpt, model)
     # A checkpoint that was copied out of its run's folder starts a run of its own.

@@ -51,18 +51,22 @@ def density_normals(
 
 
 @torch.no_grad()
-def dense_cells(model: DensityModel, least: float, size: int = 128) -> Bool[Tensor, "G G G"]:
+def dense_cells(
+    model: DensityModel, least: float, extent: float = 1.0, size: int = 128
+) -> Bool[Tensor, "G G G"]:
     """Where a model that has no occupancy grid may have a surface.
 
     Args:
         model: the radiance field.
         least: density, well below the surface's.
+        extent: half a side of the cube of cells, scene units.
         size: cells per axis. To look at 128^3 before a mesh of 256^3 is extracted costs an eighth.
 
     Returns:
-        Cells over [-1, 1]^3, indexed ``[z, y, x]``, with this density in their middle or a neighbour's.
+        Cells over [-extent, extent]^3, indexed ``[z, y, x]``, with this density in their middle or in that of
+        a neighbour.
     """
-    ticks = (torch.arange(size, device=model.device) + 0.5) * (2.0 / size) - 1.0
+    ticks = extent * ((torch.arange(size, device=model.device) + 0.5) * (2.0 / size) - 1.0)
     z, y, x = torch.meshgrid(ticks, ticks, ticks, indexing="ij")
     density = in_chunks(model.query_density, torch.stack([x, y, z], dim=-1).view(-1, 3))
     density = density.view(1, 1, size, size, size)
@@ -75,15 +79,22 @@ class DensitySurface:
     Args:
         model: the radiance field.
         level: density of the surface, 1 / scene units.
-        occupied: cells over [-1, 1]^3, indexed ``[z, y, x]``, outside of which there is nothing; ``None``:
-            there may be something anywhere.
+        occupied: cells indexed ``[z, y, x]``, outside of which there is nothing; ``None``: there may be
+            something anywhere.
+        extent: the cells cover [-extent, extent]^3, scene units.
     """
 
-    def __init__(self, model: DensityModel, level: float, occupied: Bool[Tensor, "G G G"] | None) -> None:
-        self.model, self.level = model, level
+    def __init__(
+        self,
+        model: DensityModel,
+        level: float,
+        occupied: Bool[Tensor, "G G G"] | None,
+        extent: float = 1.0,
+    ) -> None:
+        self.model, self.level, self.extent = model, level, extent
         self._gap: Float[Tensor, "G G G"] | None = None
         if occupied is not None and bool(occupied.any()):
-            cell = 2.0 / len(occupied)
+            cell = 2.0 * extent / len(occupied)
             gap = torch.from_numpy(distance_transform_edt(~occupied.cpu().numpy())).float() * cell
             # From anywhere in a cell to anywhere in another it may be a diagonal less than between centres.
             self._gap = (gap - 3**0.5 * cell).clamp(min=0.0).to(self.device)
@@ -104,9 +115,12 @@ class DensitySurface:
         if self._gap is None:
             return in_chunks(ramp, positions)
         size = len(self._gap)
-        x, y, z = ((positions + 1.0) * (0.5 * size)).floor().long().clamp(0, size - 1).unbind(1)
-        gap = self._gap[z, y, x]
-        return torch.where(gap > 0.0, _RAMP + gap, in_chunks(ramp, positions))
+        cells = ((positions / self.extent + 1.0) * (0.5 * size)).floor().long().clamp(0, size - 1)
+        x, y, z = cells.unbind(1)
+        values = _RAMP + self._gap[z, y, x]
+        near = values == _RAMP
+        values[near] = in_chunks(ramp, positions[near])
+        return values
 
     def query_gradient(self, positions: Float[Tensor, "P 3"]) -> Float[Tensor, "P 3"]:
         """Unit normals, which point to where the density falls."""

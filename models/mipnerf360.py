@@ -12,6 +12,7 @@ outside of a ball is contracted into a shell around it (equation 10). Lengths co
 radius (``model.unit``): the authors bring all cameras into it, and so does the default.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -127,6 +128,7 @@ class MipNeRF360(Model):
             raise ConfigError("dataset.ndc", what, "set it to false")
         self.config = config
         self.unit = config.unit or camera_radius(scene)
+        self.reach = math.inf if config.encoding.contracted else 1.0
         self.pixel_width = _pixel_width(scene)
         precision = config.precision
         self.proposal = DensityMLP(config.encoding, config.proposal, precision)
@@ -294,11 +296,11 @@ class MipNeRF360(Model):
             (slope,) = torch.autograd.grad(density.sum(), means)
         return density.detach(), features.detach(), slope
 
-    def frozen_at(self, progress: Progress) -> DensitySurface:
-        """The level set of the density within the unit sphere, ready to be asked."""
+    def frozen_at(self, progress: Progress, extent: float = 1.0) -> DensitySurface:
+        """The level set of the density, ready to be asked."""
         del progress
         level = self.config.surface_density
-        return DensitySurface(self, level, dense_cells(self, 0.1 * level))
+        return DensitySurface(self, level, dense_cells(self, 0.1 * level, extent), extent)
 
     def query_density(self, positions: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
         """Density, 1 / scene units, averaged over the width of a pixel; differentiable."""

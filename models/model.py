@@ -15,6 +15,9 @@ from utils.types import Budget, Progress, Rays, RenderOutput
 class Model(nn.Module, ABC):
     """A method: renders rays, and knows its own sampling and its parameters' groups."""
 
+    reach: float = 1.0
+    """Half a side of the largest cube around the origin in which it has a surface, scene units."""
+
     def __init__(self, backends: Backends) -> None:
         super().__init__()
         self.backends = backends
@@ -68,8 +71,13 @@ class Model(nn.Module, ABC):
         """
 
     @abstractmethod
-    def frozen_at(self, progress: Progress) -> Any:
-        """The surface as it is at this progress, as ``systems.export.SurfaceModel`` says."""
+    def frozen_at(self, progress: Progress, extent: float = 1.0) -> Any:
+        """The surface as it is at this progress, as ``systems.export.SurfaceModel`` says.
+
+        Args:
+            progress: of a checkpoint.
+            extent: half a side of the cube that it will be asked about, scene units, at most :attr:`reach`.
+        """
 
     def stage(self, progress: Progress) -> Hashable:
         """What in :meth:`render` branches on the progress: a recorded step serves one stage."""

@@ -126,7 +126,7 @@ class NGP(BoundedModel):
 
         self.occupancy.update(presence, generator, progress.fraction)
 
-    def frozen_at(self, progress: Progress) -> DensitySurface:
+    def frozen_at(self, progress: Progress, extent: float = 1.0) -> DensitySurface:
         """The level set of the density, ready to be asked."""
         return DensitySurface(self, self.config.surface_density, self.occupancy.occupied)
 

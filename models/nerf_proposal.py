@@ -17,6 +17,7 @@ Source: mip-NeRF 360 (Barron et al. 2022), section 3, for proposals, contraction
 et al. 2023) for hash grids in these places.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -96,6 +97,7 @@ class ProposalNeRF(Model):
             )
         self.unit = 1.0 if self.norm is None else config.unit or camera_radius(scene)
         bound = 1.0 if self.norm is None else CONTRACTED_RADIUS
+        self.reach = 1.0 if self.norm is None else math.inf
         self.density_field = DensityField(config.density_field, bound, backends, config.appearance.inputs)
         self.embedding, self.exposure = per_image_modules(config.appearance, scene)
         self.sampler = ProposalSampler(
@@ -213,11 +215,11 @@ class ProposalNeRF(Model):
             histograms=(*proposed, RayHistogram(intervals.s, weights)),
         )
 
-    def frozen_at(self, progress: Progress) -> DensitySurface:
-        """The level set of the density within the unit sphere, ready to be asked."""
+    def frozen_at(self, progress: Progress, extent: float = 1.0) -> DensitySurface:
+        """The level set of the density, ready to be asked."""
         del progress
         level = self.config.surface_density
-        return DensitySurface(self, level, dense_cells(self, 0.1 * level))
+        return DensitySurface(self, level, dense_cells(self, 0.1 * level, extent), extent)
 
     def _contracted(self, positions: Float[Tensor, "P 3"]) -> Float[Tensor, "P 3"]:
         positions = positions / self.unit

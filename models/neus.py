@@ -214,7 +214,7 @@ class NeuS(BoundedModel):
 
         self.occupancy.update(presence, generator, progress.fraction)
 
-    def frozen_at(self, progress: Progress) -> "FrozenSurface":
+    def frozen_at(self, progress: Progress, extent: float = 1.0) -> "FrozenSurface":
         """The surface as it is at this progress, ready to be asked without naming it again."""
         return FrozenSurface(self, progress)
 

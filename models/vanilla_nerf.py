@@ -262,7 +262,7 @@ class VanillaNeRF(Model):
             color = self.exposure(color, rays.camera_indices, opacity)
         return color + (1.0 - opacity[:, None]) * background_color, positions, weights, opacity
 
-    def frozen_at(self, progress: Progress) -> DensitySurface:
+    def frozen_at(self, progress: Progress, extent: float = 1.0) -> DensitySurface:
         """The level set of the fine network's density, ready to be asked."""
         del progress
         level = self.config.surface_density

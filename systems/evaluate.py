@@ -163,7 +163,7 @@ def export_and_compare(
         ``mesh``: counts, measures and holes; ``geometry``: distances to the reference mesh, if there is one;
         ``mesh_against_render``: see :func:`systems.mesh_against_render.compare_with_render`.
     """
-    report = export_mesh(config, scene, model.frozen_at(progress), run, step)
+    report = export_mesh(config, scene, model.frozen_at(progress, config.export.extent), run, step)
     gap = compare_with_render(
         *(scene, report.in_scene, model, progress, run.save / "mesh_vs_render.png"),
         chunks or config.test.chunks(),

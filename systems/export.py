@@ -47,6 +47,9 @@ class ExportConfig:
 
     resolution: int = 512
     """Voxels along each side of the box around the unit sphere, >= 8; 512 gives about a million faces."""
+    extent: float = 1.0
+    """Half a side of the cube in which the surface is looked for, scene units. 1: within the unit sphere;
+    more, of methods whose field reaches further (in contracted space): what is around it, too."""
     formats: tuple[str, ...] = ("ply",)
     """Files written besides each other: ply, obj, glb, stl."""
     keep_components: int = 1
@@ -66,6 +69,7 @@ class ExportConfig:
     def __post_init__(self) -> None:
         remedies = {
             "resolution": (self.resolution >= 8, "give at least 8"),
+            "extent": (1.0 <= self.extent <= 100.0, "give 1 to 100"),
             "formats": (
                 len(self.formats) > 0 and set(self.formats) <= {"ply", "obj", "glb", "stl"},
                 "give some of ply, obj, glb, stl",
@@ -158,6 +162,8 @@ def export_mesh(
     found = extract_surface(
         model.query_sdf,
         settings.resolution,
+        settings.extent,
+        clip_to_sphere=settings.extent == 1.0,
         lipschitz=settings.lipschitz,
         chunks=chunks,
         device=model.device,
@@ -192,12 +198,12 @@ def export_mesh(
 
 
 def clean_surface(mesh: TriangleMesh, settings: ExportConfig) -> TriangleMesh:
-    """Drop shells at the wall of the unit sphere, then all but the largest parts.
+    """Drop shells at the wall of the unit sphere, where it is one, then all but the largest parts.
 
     Raises:
         ExportError: nothing is left.
     """
-    if settings.cull_shells:
+    if settings.cull_shells and settings.extent == 1.0:
         mesh = drop_shells(mesh)
     return keep_largest_components(mesh, settings.keep_components, settings.min_faces)
 

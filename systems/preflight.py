@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from models import Model
 from process_data.batches import check_priors
 from process_data.camera_paths import camera_path
 from systems.schedules import is_ever_on
 from utils.errors import ConfigError
 from utils.types import Scene
 
-__all__ = ["check_overrides", "check_priors", "check_video", "dataset_to_load"]
+__all__ = ["check_extent", "check_overrides", "check_priors", "check_video", "dataset_to_load"]
 
 _DEPTH_TERMS = ("system.loss.depth", "system.loss.depth_prior")
 _PRIOR_TERMS = (*_DEPTH_TERMS, "system.loss.normal_prior")
@@ -158,6 +159,17 @@ def check_video(scene: Scene, config: Any) -> None:
     """
     if config.video:
         camera_path(scene, config.path, num_steps=1)
+
+
+def check_extent(model: Model, config: Any) -> None:
+    """Make sure that there is a surface wherever one is to be meshed.
+
+    Raises:
+        ConfigError: ``export.extent`` is beyond the model's reach.
+    """
+    if config.extent > model.reach:
+        what = f"{config.extent:g} is beyond what {type(model).__name__} has a surface in, {model.reach:g}"
+        raise ConfigError("export.extent", what, "set it to 1, or train nerf-proposal or mipnerf360 instead")
 
 
 def _is_at(key: str, start: str) -> bool:

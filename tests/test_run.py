@@ -236,6 +236,7 @@ def rooms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Rooms]:
                 dataset_to_load=lambda settings, trains: settings.dataset,
                 check_priors=fake.check_priors,
                 check_video=lambda scene, config: None,
+                check_extent=lambda model, config: None,
             ),
             "record": SimpleNamespace(
                 Run=SimpleNamespace(start=fake.start, reopen=fake.reopen),

@@ -11,7 +11,7 @@ from torch import Tensor
 from models.appearance import AppearanceConfig
 from models.background import BackgroundConfig
 from models.density_field import DensityFieldConfig, density_of
-from models.density_surface import DensitySurface, density_normals
+from models.density_surface import DensitySurface, dense_cells, density_normals
 from models.marching.transmittance import drop_dark
 from models.nerf_ngp import NGP, NGPConfig
 from models.occupancy import OccupancyConfig
@@ -192,6 +192,25 @@ def test_the_surface_of_a_density_is_its_level_set() -> None:
     outward = torch.from_numpy(mesh.vertices / radii[:, None]).float()
     assert float((normals * outward).sum(dim=1).min()) > 0.999
     assert surface.query_color(points, -normals[:500]).shape == (500, 3)
+
+
+class FarBall(Ball):
+    """The same around x = 2."""
+
+    def query_density(self, positions: Tensor) -> Tensor:
+        return super().query_density(positions - torch.tensor([2.0, 0.0, 0.0]))
+
+
+def test_surroundings_are_found_in_a_larger_cube() -> None:
+    model = FarBall()
+    assert not dense_cells(model, 5.0).any()
+    cells = dense_cells(model, 5.0, 3.0)
+    assert 0.0 < float(cells.float().mean()) < 0.02
+    surface = DensitySurface(model, 50.0, cells, 3.0)
+    mesh = extract_surface(surface.query_sdf, 96, 3.0, clip_to_sphere=False)
+    radii = np.linalg.norm(mesh.vertices - [2.0, 0.0, 0.0], axis=1)
+    assert np.abs(radii - 0.5).max() < 0.02
+    assert _volume(mesh.vertices, mesh.faces) == pytest.approx(4 / 3 * np.pi * 0.5**3, rel=0.06)
 
 
 def test_a_finer_lattice_does_not_pass_over_the_surface() -> None:

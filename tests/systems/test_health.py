@@ -31,7 +31,7 @@ class Ball:
     opacity: float = 1.0
     device: torch.device = CPU
 
-    def frozen_at(self, progress: Progress) -> "Ball":
+    def frozen_at(self, progress: Progress, extent: float = 1.0) -> "Ball":
         assert progress is PROGRESS
         return self
 

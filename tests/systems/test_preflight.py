@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from sphere_priors import scene_with_priors
-from tiny import SECTIONS, tiny_config, tiny_scene
+from tiny import SECTIONS, tiny_config, tiny_model, tiny_scene
 
 import run
 from process_data.batches import Priors
@@ -15,6 +15,7 @@ from systems.preflight import (
     _REPLACED,
     _SWITCHES,
     _VAIN,
+    check_extent,
     check_overrides,
     check_priors,
     check_video,
@@ -199,3 +200,13 @@ def test_a_video_path_that_does_not_exist_is_refused_before_anything_is_trained(
     check_video(scene, tiny_config("test.path=spiral", "test.video=false").test)
     with pytest.raises(ConfigError, match=r"test\.path: 'spiral' is not known"):
         check_video(scene, tiny_config("test.path=spiral").test)
+
+
+def test_a_mesh_beyond_the_model_is_refused() -> None:
+    config = tiny_config("export.extent=2")
+    model = tiny_model(config)
+    with pytest.raises(ConfigError, match=r"export\.extent: 2 is beyond what NeuS has a surface in, 1"):
+        check_extent(model, config.export)
+    check_extent(model, tiny_config().export)
+    model.reach = float("inf")
+    check_extent(model, config.export)
