@@ -44,17 +44,6 @@ def contract(positions: Float[Tensor, "*batch 3"], norm: ContractionNorm = "l2")
     return (2.0 - 1.0 / length) / length * positions
 
 
-def uncontract(
-    contracted: Float[Tensor, "*batch 3"], norm: ContractionNorm = "l2"
-) -> Float[Tensor, "*batch 3"]:
-    """The inverse of :func:`contract`: y -> y / (|y| (2 - |y|)) for |y| > 1.
-
-    What lies at or beyond radius 2 (infinity) comes out a million units away, so that all stays finite.
-    """
-    length = _norm(contracted, norm).clamp(min=1.0)
-    return contracted / (length * (CONTRACTED_RADIUS - length).clamp(min=1e-6))
-
-
 def camera_radius(scene: Scene) -> float:
     """Radius of the ball around the origin that holds the training cameras and the unit sphere, scene units.
 

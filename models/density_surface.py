@@ -22,6 +22,8 @@ _RAMP = 1e-3
 """Largest value where there may be a surface, scene units: far below the distance within which the extraction
 looks again, at any resolution up to 4000."""
 
+_CELLS_AT_ONCE = 2**15
+
 
 @runtime_checkable
 class DensityModel(Protocol):
@@ -68,7 +70,9 @@ def dense_cells(
     """
     ticks = extent * ((torch.arange(size, device=model.device) + 0.5) * (2.0 / size) - 1.0)
     z, y, x = torch.meshgrid(ticks, ticks, ticks, indexing="ij")
-    density = in_chunks(model.query_density, torch.stack([x, y, z], dim=-1).view(-1, 3))
+    positions = torch.stack([x, y, z], dim=-1).view(-1, 3)
+    # Few at once: the paper's networks take kilobytes for each.
+    density = torch.cat([model.query_density(part) for part in positions.split(_CELLS_AT_ONCE)])
     density = density.view(1, 1, size, size, size)
     return torch.nn.functional.max_pool3d(density, kernel_size=3, stride=1, padding=1)[0, 0] > least
 

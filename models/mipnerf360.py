@@ -129,6 +129,7 @@ class MipNeRF360(Model):
         self.config = config
         self.unit = config.unit or camera_radius(scene)
         self.reach = math.inf if config.encoding.contracted else 1.0
+        self.is_opaque = config.opaque_background
         self.pixel_width = _pixel_width(scene)
         precision = config.precision
         self.proposal = DensityMLP(config.encoding, config.proposal, precision)

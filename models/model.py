@@ -15,6 +15,8 @@ from utils.types import Budget, Progress, Rays, RenderOutput
 class Model(nn.Module, ABC):
     """A method: renders rays, and knows its own sampling and its parameters' groups."""
 
+    is_opaque: bool = False
+    """Whether every ray ends in the field, so that opacities say nothing."""
     reach: float = 1.0
     """Half a side of the largest cube around the origin in which it has a surface, scene units."""
 

@@ -98,6 +98,7 @@ class ProposalNeRF(Model):
         self.unit = 1.0 if self.norm is None else config.unit or camera_radius(scene)
         bound = 1.0 if self.norm is None else CONTRACTED_RADIUS
         self.reach = 1.0 if self.norm is None else math.inf
+        self.is_opaque = self.norm is not None
         self.density_field = DensityField(config.density_field, bound, backends, config.appearance.inputs)
         self.embedding, self.exposure = per_image_modules(config.appearance, scene)
         self.sampler = ProposalSampler(

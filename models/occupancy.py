@@ -191,9 +191,9 @@ class OccupancyGrid(nn.Module):
         extended[cells] = torch.maximum(extended[cells] * self.config.decay, presence(positions))
         values.copy_(extended[:-1])
         if fraction >= self.config.open_until:
-            threshold = values.new_tensor(self.config.threshold)
+            threshold: float | Tensor = self.config.threshold
             if self.config.below_mean:
-                threshold = torch.minimum(threshold, 0.99 * values.sum() / max(num_observable, 1))
+                threshold = (0.99 * values.sum() / max(num_observable, 1)).clamp(max=self.config.threshold)
             occupied.copy_(observable & (values > threshold))
         self.num_updates += 1
         self._known = (done + 1, num_observable)

@@ -53,11 +53,3 @@ def distances_from_s(
     t = _unwarp(torch.lerp(_warp(near, spacing), _warp(far, spacing), s), spacing)
     # Rounding must not lead out of the ray's stretch.
     return torch.minimum(torch.maximum(t, near), far)
-
-
-def s_from_distances(
-    t: Float[Tensor, "R K"], near: Float[Tensor, " R"], far: Float[Tensor, " R"], spacing: Spacing
-) -> Float[Tensor, "R K"]:
-    """The inverse of :func:`distances_from_s`, clamped to 0..1."""
-    start, end = _warp(near[:, None], spacing), _warp(far[:, None], spacing)
-    return ((_warp(t, spacing) - start) / (end - start)).clamp(0.0, 1.0)

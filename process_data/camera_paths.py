@@ -5,8 +5,9 @@ A file holds poses in *world* coordinates with OpenGL axes (x right, y up, z bac
     {"camera_angle_x": 0.7, "frames": [{"transform_matrix": [[...], [...], [...], [0, 0, 0, 1]]}, ...]}
     {"camera_path": [{"camera_to_world": [16 numbers, row by row], "fov": 50.0}, ...]}
 
-that of transforms.json, whose angle of view (radians, horizontal) may be left out, and that of nerfstudio's
-viewer, whose ``fov`` is vertical, in degrees.
+that of transforms.json, whose angle of view (radians, horizontal) may be left out, or that of nerfstudio's
+viewer, whose ``fov`` is vertical, in degrees. The viewer's own files are in its normalised frame, which is
+not the world.
 """
 
 import math
@@ -20,7 +21,7 @@ import torch
 from jaxtyping import Float64
 from scipy.interpolate import CubicSpline
 
-from process_data.formats.transforms_file import read_json
+from process_data.formats.transforms_file import checked_number, read_json
 from process_data.geometry import look_at_point, up_axis
 from process_data.paths import orbit_path, typical_view
 from utils.errors import ConfigError
@@ -78,7 +79,7 @@ def interpolated_poses(scene: Scene, num_steps: int) -> Poses:
     cameras on opposite sides the way leads around the object, and never nearer to it than the nearest camera.
     """
     c2w = scene.cameras.c2w[list(scene.train_indices)].double().numpy()
-    keys = c2w[_tour(c2w[:, :, 3], max(1, num_steps // _FRAMES_PER_KEY))]
+    keys = c2w[_tour(c2w[:, :, 3], max(3, num_steps // _FRAMES_PER_KEY))]
     if len(keys) < 3:
         return np.repeat(keys[:1], num_steps, axis=0)
     target, up = look_at_point(c2w, np.zeros(3)), up_axis(c2w)
@@ -152,7 +153,7 @@ def _read_path(scene: Scene, file: Path) -> Cameras:
     cameras = _with_typical_view(scene, c2w[:, :3])
     intrinsics = cameras.intrinsics.clone()
     for number, frame in enumerate(frames):
-        focal_length = _focal_length(content, frame, cameras.size[number].tolist())
+        focal_length = _focal_length(file, content, frame, cameras.size[number].tolist())
         if focal_length is not None:
             intrinsics[number, 0, 0] = intrinsics[number, 1, 1] = focal_length
     return replace(cameras, intrinsics=intrinsics)
@@ -172,11 +173,22 @@ def _pose(file: Path, number: int, frame: Any) -> Float64[np.ndarray, "4 4"]:
     return pose
 
 
-def _focal_length(content: dict[str, Any], frame: dict[str, Any], size: list[int]) -> float | None:
+def _focal_length(
+    file: Path, content: dict[str, Any], frame: dict[str, Any], size: list[int]
+) -> float | None:
     """Of a frame, in pixels of the video; ``None`` where the file does not say."""
     width, height = size
     if "fov" in frame:
-        return 0.5 * height / math.tan(0.5 * math.radians(float(frame["fov"])))
+        return 0.5 * height / math.tan(0.5 * math.radians(_angle(frame["fov"], file, "fov", 180.0)))
     if "camera_angle_x" in content:
-        return 0.5 * width / math.tan(0.5 * float(content["camera_angle_x"]))
+        return (
+            0.5 * width / math.tan(0.5 * _angle(content["camera_angle_x"], file, "camera_angle_x", math.pi))
+        )
     return None
+
+
+def _angle(value: Any, file: Path, what: str, end: float) -> float:
+    angle = checked_number(value, file, what)
+    if not 0 < angle < end:
+        raise ConfigError("test.path", f"{file}: {what} is {angle:g}", f"give an angle between 0 and {end:g}")
+    return angle

@@ -42,7 +42,7 @@ class TestConfig:
     """Render a camera path (dataset.test_steps frames) to save/<name>.mp4."""
     path: str = "orbit"
     """The path: orbit; interp, a ride past the training cameras; or a JSON file with poses in world
-    coordinates, in the form of transforms.json or of nerfstudio's camera paths."""
+    coordinates (see ``process_data/camera_paths.py``)."""
     video_scale: float = 1.0
     """Size of the video's frames relative to the photographs."""
     fps: float = 20.0

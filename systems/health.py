@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from models.density_surface import DensitySurface
 from process_data.batches import RayBatches
 from systems.record import Run
 from utils.errors import ExportError
@@ -101,10 +102,12 @@ def check_health(scene: Scene, model: Any, progress: Progress, run: Run) -> list
         *(center_sdf, 100 * edge_inside, 100 * hit_share, extent, path if extent else "none"),
     )
     if cameras_inside > 0.3:
-        warnings.append(
-            f"{100 * cameras_inside:.0f} % of the cameras stand inside the surface: a room seen from within "
-            f"needs model.sdf.inside_out=true; if this is none, look at {_REGION_KEYS}"
-        )
+        if isinstance(surface, DensitySurface):
+            remedy = "fog before the lens; look at model.gradient_scaling and model.near"
+        else:
+            room = "a room seen from within needs model.sdf.inside_out=true"
+            remedy = f"{room}; if this is none, look at {_REGION_KEYS}"
+        warnings.append(f"{100 * cameras_inside:.0f} % of the cameras stand inside the surface: {remedy}")
     elif edge_inside > 0.6 and not is_room:
         warnings.append(
             f"{100 * edge_inside:.0f} % of the unit sphere's edge lies inside the surface: inside-out, "

@@ -9,11 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from models import Model
 from process_data.batches import Priors
 from systems import losses
 from systems.photo_consistency import photo_consistency
 from systems.schedules import Schedule, check_schedule, proposal_exponent, value_at
 from systems.system import System, check_weights, given, histogram_terms, pixel_terms
+from utils.errors import ConfigError
 from utils.types import Batch, Field, Progress, RenderOutput
 
 GEOMETRY_TERMS = frozenset({"depth", "depth_prior", "normal_prior"})
@@ -66,7 +68,7 @@ class LossConfig:
     """How much of the background's light its proposals miss (mip-NeRF 360, equation 13), which learn from
     nothing else; needs model.background.sampler=proposal. Typical: 1."""
     distortion: Any = 0.0
-    """How far the background's light is spread along a ray (mip-NeRF 360, equation 15); needs a background.
+    """How far the background's light is spread along a ray (mip-NeRF 360, equation 15); needs the same.
     Typical: 0.002 (nerfacto) to 0.01."""
     ssim: Any = 0.0
     """1 - structural similarity of patches (Wang et al. 2004). 3D Gaussian splatting takes 0.25 of the L1
@@ -159,6 +161,17 @@ class NeuSSystem(System[NeuSSystemConfig]):
     """Judges a NeuS render: schedules and unweighted loss terms. It holds no state."""
 
     needs_masks = ("mask", "mask_iou", "free_space")
+
+    def check_training(self, model: Model) -> None:
+        """Also: the model has a signed distance.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        if type(model).query_field is Model.query_field:
+            what = f"neus judges signed distances, which {type(model).__name__} does not have"
+            raise ConfigError("system.name", what, "leave it out: it is model.name then")
+        super().check_training(model)
 
     @property
     def priors(self) -> Priors:

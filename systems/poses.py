@@ -76,18 +76,10 @@ def rotate(vectors: Float[Tensor, "R 3"], rotation: Float[Tensor, "R 3"]) -> Flo
 
 
 class PoseRefinement(nn.Module):
-    """Small motions of the training images' cameras.
-
-    Raises:
-        ConfigError: the scene is warped (``dataset.ndc``), where a camera's motion is not one of its rays.
-    """
+    """Small motions of the training images' cameras; see :func:`check_refinement` for where there can be."""
 
     def __init__(self, config: PoseConfig, scene: Scene) -> None:
         super().__init__()
-        if scene.cameras.ndc is not None:
-            raise ConfigError(
-                "trainer.poses.refine", "cannot move rays in the space of dataset.ndc", "set one to false"
-            )
         self.start = config.start
         self.per_image = nn.Parameter(torch.zeros(len(scene.train_indices), 6))
         """Rotation vectors and translations, before the gauge is taken off."""
@@ -164,13 +156,19 @@ class PoseRefinement(nn.Module):
         return path
 
 
-def check_refinement(config: PoseConfig, system: Any) -> None:
-    """Make sure that no loss term compares photographs by poses that no longer hold.
+def check_refinement(config: PoseConfig, scene: Scene, system: Any) -> None:
+    """Make sure that poses can be refined, if they are to be.
 
     Raises:
-        ConfigError: one does.
+        ConfigError: the scene is warped (``dataset.ndc``), where a camera's motion is not one of its rays; or
+            a loss term compares photographs by poses that no longer hold.
     """
+    if not config.refine:
+        return
+    if scene.cameras.ndc is not None:
+        what = "cannot move rays in the space of dataset.ndc"
+        raise ConfigError("trainer.poses.refine", what, "set one of the two to false")
     key = system.priors.windows
-    if config.refine and key is not None:
+    if key is not None:
         what = f"{key} compares photographs by the poses of the capture"
         raise ConfigError("trainer.poses.refine", what, f"set it to false, or {key}=0")

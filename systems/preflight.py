@@ -12,11 +12,20 @@ from typing import Any
 from models import Model
 from process_data.batches import check_priors
 from process_data.camera_paths import camera_path
+from systems.poses import check_refinement
 from systems.schedules import is_ever_on
 from utils.errors import ConfigError
 from utils.types import Scene
 
-__all__ = ["check_extent", "check_overrides", "check_priors", "check_video", "dataset_to_load"]
+__all__ = [
+    "check_extent",
+    "check_overrides",
+    "check_priors",
+    "check_rates",
+    "check_refinement",
+    "check_video",
+    "dataset_to_load",
+]
 
 _DEPTH_TERMS = ("system.loss.depth", "system.loss.depth_prior")
 _PRIOR_TERMS = (*_DEPTH_TERMS, "system.loss.normal_prior")
@@ -73,6 +82,9 @@ that one would have to be."""
 
 _LEARNED = ("model.initial_inv_s", "model.initial_beta", "trainer.optimizer.variance")
 """Keys of the learned sharpness."""
+
+_GROUPS = ("grid", "networks", "variance", "background", "proposals")
+"""Parameters with a learning rate of their own, in one method or another."""
 
 _REPLACED: dict[str, str] = {
     "model.min_step": "model.importance",
@@ -148,6 +160,25 @@ def dataset_to_load(settings: Any, trains: bool) -> Any:
             key, f"leaves out the maps that {terms[0]} needs", f"set it to null, or {terms[0]}=0"
         )
     return replace(dataset, use_priors=bool(terms))
+
+
+def check_rates(model: Model, overrides: Sequence[str]) -> None:
+    """Refuse keys on the command line about parameters and cells that the model does not have.
+
+    Raises:
+        ConfigError: such a key.
+    """
+    has = model.parameter_groups()
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        group = key.removeprefix("trainer.optimizer.")
+        if key == f"trainer.optimizer.{group}" and group in _GROUPS and group not in has:
+            known = ", ".join(f"trainer.optimizer.{name}" for name in has)
+            what = f"has no effect: the rates of {type(model).__name__} are {known}"
+            raise ConfigError(key, what, "set one of these, or leave it out")
+        if key == "trainer.occupancy_every" and not hasattr(model, "occupancy"):
+            what = f"has no effect: {type(model).__name__} has no occupancy grid"
+            raise ConfigError(key, what, "leave it out")
 
 
 def check_video(scene: Scene, config: Any) -> None:

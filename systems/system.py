@@ -85,7 +85,7 @@ class System(Generic[C]):
 
         Raises:
             ConfigError: the ``lpips`` term is on, and its package missing or its patches too small; a term
-                looks at what the model does not have; or nothing trains the model's proposals.
+                looks at what the model does not have; or nothing trains what places the model's samples.
         """
         if self.is_ever_on("lpips"):
             size = self.config.patch_size
@@ -93,10 +93,15 @@ class System(Generic[C]):
         if model.num_proposals > 0 and not self.is_ever_on("interlevel"):
             what = "is 0, but the proposals that place samples learn from nothing else"
             raise ConfigError("system.loss.interlevel", what, "set it to 1")
+        if model.has_coarse_network and not self.is_ever_on("rgb_coarse"):
+            what = "is 0, but the coarse network that places samples learns from nothing else"
+            raise ConfigError("system.loss.rgb_coarse", what, "set it to 1")
+        is_opaque = "every ray ends in this model (model.contraction, model.opaque_background)"
         served = {
             "interlevel": (model.num_proposals > 0, "this model places no samples by proposals"),
             "distortion": (model.num_proposals > 0, "this model places no samples by proposals"),
             "rgb_coarse": (model.has_coarse_network, "this model has no coarse network"),
+            **dict.fromkeys(("mask", "mask_iou", "opacity"), (not model.is_opaque, is_opaque)),
         }
         for term, (is_served, what) in served.items():
             if term in self.terms and self.is_ever_on(term) and not is_served:

@@ -80,6 +80,9 @@ class OptimizerConfig:
         for key in ("grid", "networks", "variance", "background", "proposals", "clip_norm", "eps"):
             if not 0 <= getattr(self, key) <= 10:
                 raise ValueError(f"trainer.optimizer.{key}: must lie in 0..10, got {getattr(self, key)}")
+        if self.eps == 0:
+            # What has no gradient would be moved by 0 / 0.
+            raise ValueError("trainer.optimizer.eps: must be above 0, got 0")
         if not 0 <= self.beta2 < 1:
             raise ValueError(f"trainer.optimizer.beta2: must lie in [0, 1), got {self.beta2}")
         if not 0 <= self.weight_decay <= 1:
@@ -169,7 +172,7 @@ class Trainer:
         self.min_rays = max(1, self.batches.num_patch_rays)
         self.generator = torch.Generator(device).manual_seed(config.seed + 1)
         color = torch.tensor(scene.background_color, device=device)
-        check_refinement(self.config.poses, system)
+        check_refinement(self.config.poses, scene, system)
         self.poses = PoseRefinement(self.config.poses, scene).to(device) if self.config.poses.refine else None
         self.forward = Forward(self.batches, model, system, self.generator, color, self.poses)
         optimizer = self.config.optimizer
@@ -335,8 +338,10 @@ class Trainer:
         budget = Budget(
             torch.tensor(self.num_rays, device=self.device), int(config.lookahead * rendered), rendered
         )
+        # Where every ray has all its samples, the rays are what takes the memory.
+        max_rays = max(self.min_rays, int(self.budget_share * config.max_rays))
         return DeviceStep(
-            *(self.forward, self.optimizer, self.system.terms, budget, config.max_rays),
+            *(self.forward, self.optimizer, self.system.terms, budget, max_rays),
             *(config.optimizer.clip_norm, config.cuda_graph and not self.model.backends.waits),
         )
 
@@ -348,7 +353,7 @@ class Trainer:
         """
         where = f"step {self.step}"
         if self.budget_share < 1.0 or self.device_step is None:
-            remedy = "set trainer.samples_per_step or model.sdf.hash_grid.log2_table_size lower"
+            remedy = "set trainer.samples_per_step, trainer.max_rays or a table's log2_table_size lower"
             raise TrainingError(where, "out of memory", remedy)
         self.budget_share = 0.5
         self.num_rays = max(self.min_rays, int(self.device_step.budget.num_rays) // 2)

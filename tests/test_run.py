@@ -130,6 +130,7 @@ class Named:
 class Plain:
     max_steps: int = 10
     max_rays: int = 96
+    poses: None = None
 
 
 SCENE = SimpleNamespace(masks=None)
@@ -235,6 +236,8 @@ def rooms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Rooms]:
                 check_overrides=fake.check_overrides,
                 dataset_to_load=lambda settings, trains: settings.dataset,
                 check_priors=fake.check_priors,
+                check_refinement=lambda poses, scene, system: None,
+                check_rates=lambda model, overrides: None,
                 check_video=lambda scene, config: None,
                 check_extent=lambda model, config: None,
             ),

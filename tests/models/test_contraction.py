@@ -1,10 +1,10 @@
-"""The contraction of space: values by hand, smoothness, order, inverses and gradients, in both norms."""
+"""The contraction of space: values by hand, smoothness, order, an inverse and gradients, in both norms."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from models.contraction import ContractionNorm, contract, uncontract
+from models.contraction import ContractionNorm, contract
 
 both = pytest.mark.parametrize("norm", ["l2", "linf"])
 
@@ -54,6 +54,12 @@ def test_keeps_order_and_stays_below_two(norm: ContractionNorm) -> None:
     torch.testing.assert_close(lengths, expected)
 
 
+def uncontract(contracted: Tensor, norm: ContractionNorm) -> Tensor:
+    """The inverse by hand: of a length above 1, 2 - 1 / x = y."""
+    length = length_of(contracted, norm)[..., None].clamp(min=1.0)
+    return contracted / length / (2.0 - length)
+
+
 @both
 def test_inverse(norm: ContractionNorm) -> None:
     positions = torch.randn(7, 60, 3, dtype=torch.float64) * torch.logspace(-3, 4, 60)[:, None].double()
@@ -61,13 +67,6 @@ def test_inverse(norm: ContractionNorm) -> None:
     contracted = torch.randn(100, 3, dtype=torch.float64)
     contracted *= 1.99 / length_of(contracted, norm)[:, None].clamp(min=1.99)
     torch.testing.assert_close(contract(uncontract(contracted, norm), norm), contracted)
-
-
-@both
-def test_infinity_comes_back_far_away(norm: ContractionNorm) -> None:
-    far = uncontract(torch.tensor([[2.0, 0, 0], [0, -2.5, 0.5]]), norm)
-    assert far.isfinite().all()
-    assert (length_of(far, norm) >= 9e5).all()
 
 
 @both

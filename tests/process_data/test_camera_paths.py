@@ -131,3 +131,27 @@ def test_unknown_paths_are_refused(tmp_path: Path) -> None:
         camera_path(scene_at(ring()), "spiral", 10)
     with pytest.raises(DataError, match=r"ride\.json"):
         camera_path(scene_at(ring()), str(tmp_path / "ride.json"), 10)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fov": None}, "fov is 'None', not a number"),
+        ({"fov": 0}, "fov is 0"),
+        ({"fov": 180.0}, "fov is 180"),
+        ({"camera_angle_x": -0.5}, "camera_angle_x is -0.5"),
+        ({"camera_angle_x": 4.0}, "camera_angle_x is 4"),
+        ({"camera_angle_x": "wide"}, "camera_angle_x is 'wide', not a number"),
+    ],
+)
+def test_angles_that_are_none_are_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    frame: dict[str, object] = {"transform_matrix": np.eye(4).tolist()}
+    content: dict[str, object] = {"frames": [frame]}
+    (frame if "fov" in change else content).update(change)
+    with pytest.raises((ConfigError, DataError), match=message):
+        camera_path(scene_at(ring()), file_with(tmp_path, content), 1)
+
+
+def test_a_short_ride_moves() -> None:
+    path = camera_path(scene_at(ring()), "interp", 6)
+    assert np.linalg.norm(np.diff(centers_of(path), axis=0), axis=1).min() > 0.5

@@ -18,6 +18,7 @@ from systems.preflight import (
     check_extent,
     check_overrides,
     check_priors,
+    check_rates,
     check_video,
     dataset_to_load,
 )
@@ -210,3 +211,14 @@ def test_a_mesh_beyond_the_model_is_refused() -> None:
     check_extent(model, tiny_config().export)
     model.reach = float("inf")
     check_extent(model, config.export)
+
+
+def test_rates_and_cells_that_a_model_does_not_have_are_refused() -> None:
+    model = tiny_model(tiny_config(method="tiny_nerf"))
+    check_rates(model, ["trainer.optimizer.networks=0.1", "trainer.optimizer.eps=1e-8"])
+    for key in ("trainer.optimizer.grid", "trainer.optimizer.variance", "trainer.optimizer.proposals"):
+        with pytest.raises(ConfigError, match=rf"{key}: has no effect: the rates of VanillaNeRF are"):
+            check_rates(model, [f"{key}=0.1"])
+    with pytest.raises(ConfigError, match=r"trainer\.occupancy_every: has no effect"):
+        check_rates(model, ["trainer.occupancy_every=4"])
+    check_rates(tiny_model(tiny_config()), ["trainer.occupancy_every=4", "trainer.optimizer.variance=0.1"])

@@ -9,6 +9,7 @@ from tiny import bare_model, new_trainer, resumed_trainer, tiny_config, tiny_mod
 
 from systems import losses
 from systems.histogram_losses import distortion, interlevel
+from systems.neus import NeuSSystem
 from systems.radiance import RadianceSystem, RadianceSystemConfig
 from utils.errors import ConfigError
 from utils.types import Batch, RayHistogram, Rays, RenderOutput
@@ -88,7 +89,25 @@ def test_what_must_learn_has_a_term() -> None:
     model = bare_model(num_proposals=2, has_coarse_network=True)
     with pytest.raises(ConfigError, match=r"system\.loss\.interlevel: is 0, but the proposals"):
         system_of().check_training(model)
+    with pytest.raises(ConfigError, match=r"system\.loss\.rgb_coarse: is 0, but the coarse network"):
+        system_of(interlevel=1.0).check_training(model)
     system_of(interlevel=1.0, distortion=0.01, rgb_coarse=1.0).check_training(model)
+
+
+@pytest.mark.parametrize("term", ["mask", "mask_iou", "opacity"])
+def test_opacities_that_say_nothing_are_not_judged(term: str) -> None:
+    config = tiny_config(f"system.loss.{term}=0.1", method=NGP).system
+    system, model = RadianceSystem(config, 4, has_masks=True), bare_model()
+    system.check_training(model)
+    model.is_opaque = True
+    with pytest.raises(ConfigError, match=rf"system\.loss\.{term}: every ray ends in this model"):
+        system.check_training(model)
+
+
+def test_a_system_of_distances_is_refused() -> None:
+    config = tiny_config("system.name=neus", method=NGP).system
+    with pytest.raises(ConfigError, match=r"system\.name: neus judges signed distances, which NGP does not"):
+        NeuSSystem(config, 4, has_masks=True).check_training(tiny_model(tiny_config(method=NGP)))
 
 
 def test_what_cannot_be() -> None:

@@ -22,7 +22,7 @@ from models.opacity import DENSITIES
 from process_data.batches import RayBatches
 from systems import checkpoint, trainer
 from systems.step import composite_masked
-from systems.trainer import describe_losses, next_num_rays
+from systems.trainer import OptimizerConfig, describe_losses, next_num_rays
 
 # Interruptions
 
@@ -171,3 +171,8 @@ def test_masked_pixels_get_the_background() -> None:
     assert torch.equal(composited.rgb[~inside], pink.expand(int((~inside).sum()), 3))
     without = replace(batch, mask=None)
     assert composite_masked(without, pink) is without
+
+
+def test_an_optimiser_needs_a_little_in_its_denominator() -> None:
+    with pytest.raises(ValueError, match=r"trainer\.optimizer\.eps: must be above 0, got 0"):
+        OptimizerConfig(eps=0.0)
