@@ -73,7 +73,7 @@ def execute(args: argparse.Namespace, argv: list[str]) -> None:
     # Whatever can be refused is refused before there is a folder for it.
     model = build_model(settings.model, scene, device)
     system = SYSTEMS[settings.system.name][1](settings.system, model.num_levels, scene.masks is not None)
-    preflight.check_rates(model, args.overrides)
+    preflight.check_model_keys(model, args.overrides)
     if args.train:
         preflight.check_priors(scene, system.priors, settings.trainer.max_rays)
         system.check_training(model)

@@ -19,9 +19,9 @@ from utils.types import Scene
 
 __all__ = [
     "check_extent",
+    "check_model_keys",
     "check_overrides",
     "check_priors",
-    "check_rates",
     "check_refinement",
     "check_video",
     "dataset_to_load",
@@ -74,7 +74,6 @@ _VAIN: dict[str, tuple[str, object, str]] = {
     "trainer.optimizer.final_ratio": ("trainer.optimizer.decay", "constant", "exponential"),
     "model.appearance.width": ("model.appearance.mode", ("none", "exposure"), "embedding"),
     "model.background.proposal.": ("model.background.sampler", "inverse_distance", "proposal"),
-    "system.proposal_anneal_end": ("model.background.sampler", "inverse_distance", "proposal"),
     "model.unit": ("model.contraction", "none", "linf"),
 }
 """A key, or all keys that begin so, without effect where another one has this value or one of these, and what
@@ -162,8 +161,8 @@ def dataset_to_load(settings: Any, trains: bool) -> Any:
     return replace(dataset, use_priors=bool(terms))
 
 
-def check_rates(model: Model, overrides: Sequence[str]) -> None:
-    """Refuse keys on the command line about parameters and cells that the model does not have.
+def check_model_keys(model: Model, overrides: Sequence[str]) -> None:
+    """Refuse keys on the command line about parameters, cells and proposals that the model does not have.
 
     Raises:
         ConfigError: such a key.
@@ -176,8 +175,12 @@ def check_rates(model: Model, overrides: Sequence[str]) -> None:
             known = ", ".join(f"trainer.optimizer.{name}" for name in has)
             what = f"has no effect: the rates of {type(model).__name__} are {known}"
             raise ConfigError(key, what, "set one of these, or leave it out")
-        if key == "trainer.occupancy_every" and not hasattr(model, "occupancy"):
-            what = f"has no effect: {type(model).__name__} has no occupancy grid"
+        absent = {
+            "trainer.occupancy_every": (hasattr(model, "occupancy"), "occupancy grid"),
+            "system.proposal_anneal_end": (model.num_proposals > 0, "proposals in this config"),
+        }
+        if key in absent and not absent[key][0]:
+            what = f"has no effect: {type(model).__name__} has no {absent[key][1]}"
             raise ConfigError(key, what, "leave it out")
 
 

@@ -237,7 +237,7 @@ def rooms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Rooms]:
                 dataset_to_load=lambda settings, trains: settings.dataset,
                 check_priors=fake.check_priors,
                 check_refinement=lambda poses, scene, system: None,
-                check_rates=lambda model, overrides: None,
+                check_model_keys=lambda model, overrides: None,
                 check_video=lambda scene, config: None,
                 check_extent=lambda model, config: None,
             ),

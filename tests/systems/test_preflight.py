@@ -16,9 +16,9 @@ from systems.preflight import (
     _SWITCHES,
     _VAIN,
     check_extent,
+    check_model_keys,
     check_overrides,
     check_priors,
-    check_rates,
     check_video,
     dataset_to_load,
 )
@@ -215,10 +215,18 @@ def test_a_mesh_beyond_the_model_is_refused() -> None:
 
 def test_rates_and_cells_that_a_model_does_not_have_are_refused() -> None:
     model = tiny_model(tiny_config(method="tiny_nerf"))
-    check_rates(model, ["trainer.optimizer.networks=0.1", "trainer.optimizer.eps=1e-8"])
+    check_model_keys(model, ["trainer.optimizer.networks=0.1", "trainer.optimizer.eps=1e-8"])
     for key in ("trainer.optimizer.grid", "trainer.optimizer.variance", "trainer.optimizer.proposals"):
         with pytest.raises(ConfigError, match=rf"{key}: has no effect: the rates of VanillaNeRF are"):
-            check_rates(model, [f"{key}=0.1"])
+            check_model_keys(model, [f"{key}=0.1"])
     with pytest.raises(ConfigError, match=r"trainer\.occupancy_every: has no effect"):
-        check_rates(model, ["trainer.occupancy_every=4"])
-    check_rates(tiny_model(tiny_config()), ["trainer.occupancy_every=4", "trainer.optimizer.variance=0.1"])
+        check_model_keys(model, ["trainer.occupancy_every=4"])
+    for quiet in (model, tiny_model(tiny_config())):
+        with pytest.raises(
+            ConfigError, match=r"system\.proposal_anneal_end: has no effect: \w+ has no proposals"
+        ):
+            check_model_keys(quiet, ["system.proposal_anneal_end=0.2"])
+    check_model_keys(tiny_model(tiny_config(method="tiny_nerf_proposal")), ["system.proposal_anneal_end=0.2"])
+    check_model_keys(
+        tiny_model(tiny_config()), ["trainer.occupancy_every=4", "trainer.optimizer.variance=0.1"]
+    )
