@@ -49,6 +49,7 @@ def bare_model(num_proposals: int = 0, has_coarse_network: bool = False) -> Any:
     members = dict.fromkeys(Model.__abstractmethods__) | {
         "num_proposals": num_proposals,
         "has_coarse_network": has_coarse_network,
+        "query_field": None,
     }
     return type("BareModel", (Model,), members)(Backends.all("cpu"))
 
