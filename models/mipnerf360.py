@@ -272,7 +272,7 @@ class MipNeRF360(Model):
             middles = (0.5 * self.unit * (distances[:, 1:] + distances[:, :-1])).log()
             mean = ((weights * middles).sum(dim=1) / opacity.clamp(min=1e-6)).exp()
             shown = (weights[..., None] * normal.view(shape)).sum(dim=1)
-        is_served = None if budget is None else torch.arange(len(rays), device=edges.device) < budget.num_rays
+        is_served = None if budget is None else budget.counts(len(rays))
         total = sum(self.config.proposal.num_samples) + self.config.radiance.num_samples
         return RenderOutput(
             rgb=pixels,

@@ -202,7 +202,7 @@ class ProposalNeRF(Model):
             seen = accumulate(weights.reshape(-1), geometry, offsets, self.backends.compositing)
             mean = torch.exp(seen[:, 3] / opacity.clamp(min=1e-6))
         total = sum(self.config.proposal.num_samples) + self.config.num_samples
-        is_served = None if num_rays is None else torch.arange(len(rays), device=near.device) < num_rays
+        is_served = None if budget is None else budget.counts(len(rays))
         return RenderOutput(
             rgb=color + (1.0 - opacity[:, None]) * background_color,
             opacity=opacity,

@@ -223,7 +223,7 @@ class VanillaNeRF(Model):
         with torch.set_grad_enabled(torch.is_grad_enabled() and progress.learns_from_geometry):
             depth = (weights * t).sum(dim=1)
             shown = (weights[..., None] * normal.view(*t.shape, 3)).sum(dim=1)
-        is_served = None if budget is None else torch.arange(len(rays), device=t.device) < budget.num_rays
+        is_served = None if budget is None else budget.counts(len(rays))
         asked = self.config.num_coarse + t.shape[1]
         return RenderOutput(
             rgb=rgb,

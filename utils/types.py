@@ -223,15 +223,19 @@ class Budget:
     rendered: int
     """Samples after that."""
 
+    def counts(self, num_rays: int) -> Bool[Tensor, " R"]:
+        """Which of a batch's ``num_rays`` rays are looked at."""
+        return torch.arange(num_rays, device=self.num_rays.device) < self.num_rays
+
     def limit(self, rays: Rays) -> Rays:
         """The same rays, of which those from ``num_rays`` on miss everything."""
-        is_in = torch.arange(len(rays), device=rays.near.device) < self.num_rays
+        is_in = self.counts(len(rays))
         return replace(rays, near=torch.where(is_in, rays.near, 1.0), far=torch.where(is_in, rays.far, 0.0))
 
     def served(self, is_complete: Bool[Tensor, " R"] | None) -> Bool[Tensor, " R"]:
         """Which rays of the batch count: those before ``num_rays`` whose samples all found room."""
         assert is_complete is not None, "samples of a fixed capacity say which rays they serve"
-        return is_complete & (torch.arange(len(is_complete), device=is_complete.device) < self.num_rays)
+        return is_complete & self.counts(len(is_complete))
 
 
 @dataclass(frozen=True)
