@@ -37,6 +37,7 @@ from utils.mesh_report import mesh_report, observed_holes
 from utils.metrics import compare_surfaces
 from utils.raster import contact_sheet
 from utils.types import Scene, TriangleMesh
+from utils.visibility import count_views, cut_unseen
 
 logger = logging.getLogger("systems.export")
 
@@ -58,6 +59,11 @@ class ExportConfig:
     """Parts with fewer faces are dropped as debris."""
     cull_shells: bool = True
     """Drop parts that lie on the wall of the unit sphere with over 30 % of their area (backgrounds)."""
+    unseen: Literal["keep", "cut", "flag"] = "keep"
+    """What becomes of the surface where no camera looked, which is a guess: keep closes it (for printing),
+    cut removes it, flag keeps it and writes to the PLY, as ``seen``, how many training views show it."""
+    min_views: int = 2
+    """Training views that have to show a place for it to be seen (with a single one, that one), >= 1."""
     up: Up | Literal["auto"] = "auto"
     """Which way is up, for GLB (whose up is +Y) alone: a world axis (x, y, z, -x, -y, -z), or auto: the axis
     of the scene that is up for the cameras, +z unless the format has axes of its own (see dataset.up)."""
@@ -76,6 +82,7 @@ class ExportConfig:
             ),
             "keep_components": (self.keep_components >= 0, "give 0 (all) or more"),
             "min_faces": (self.min_faces >= 0, "give 0 or more"),
+            "min_views": (self.min_views >= 1, "give 1 or more"),
             "up": (self.up in ("auto", "x", "y", "z", "-x", "-y", "-z"), "give auto, x, y, z, -x, -y or -z"),
             "lipschitz": (self.lipschitz > 0, "give a positive slope, 1 for an exact distance"),
             "chunk": (self.chunk >= 1, "give at least 1"),
@@ -177,6 +184,7 @@ def export_mesh(
     in_scene = shade_surface(in_scene, model, chunks)
     if scene.cameras.ndc is not None:
         in_scene = unwarp_mesh(in_scene, scene.cameras.ndc)
+    in_scene = judge_unseen(in_scene, scene, settings)
     world_from_scene = scene.world_from_scene.cpu().numpy()
     mesh = transform_mesh(in_scene, world_from_scene)
 
@@ -206,6 +214,28 @@ def clean_surface(mesh: TriangleMesh, settings: ExportConfig) -> TriangleMesh:
     if settings.cull_shells and settings.extent == 1.0:
         mesh = drop_shells(mesh)
     return keep_largest_components(mesh, settings.keep_components, settings.min_faces)
+
+
+def judge_unseen(mesh: TriangleMesh, scene: Scene, settings: ExportConfig) -> TriangleMesh:
+    """Cut off or mark what no camera saw, as ``export.unseen`` says; ``mesh`` is in metric scene space.
+
+    Raises:
+        ExportError: nothing is left.
+    """
+    if settings.unseen == "keep":
+        return mesh
+    views = count_views(mesh, scene)
+    if settings.unseen == "flag":
+        return replace(mesh, views=views)
+    kept = cut_unseen(mesh, views, min(settings.min_views, len(scene.train_indices)))
+    # What the cut has severed is not the thing that was looked at.
+    kept = keep_largest_components(kept, settings.keep_components, settings.min_faces)
+    logger.info(
+        "cut off %s faces that fewer than %d training views show (export.unseen=keep closes the surface)",
+        f"{len(mesh.faces) - len(kept.faces):,}",
+        settings.min_views,
+    )
+    return kept
 
 
 def shade_surface(mesh: TriangleMesh, model: SurfaceModel, chunks: Chunks) -> TriangleMesh:

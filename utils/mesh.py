@@ -1,8 +1,8 @@
 """Triangle meshes: clean, transform, measure, sample, read and write.
 
-Files: PLY (binary, uint8 ``red green blue``), OBJ (``v x y z r g b``), STL (binary, geometry only) keep the
-axes and units of the mesh. GLB is turned so that ``up`` becomes +Y, and its colours are linear light, both as
-glTF 2.0 demands.
+Files: PLY (binary, uint8 ``red green blue``, perhaps ``seen``), OBJ (``v x y z r g b``), STL (binary, shape
+alone) keep the axes and units of the mesh. GLB is turned so that ``up`` becomes +Y, and its colours are
+linear light, both as glTF 2.0 demands.
 """
 
 import json
@@ -63,6 +63,7 @@ def select_faces(mesh: TriangleMesh, chosen: npt.NDArray[np.bool_]) -> TriangleM
         (np.cumsum(used) - 1)[faces],
         None if mesh.normals is None else mesh.normals[used],
         None if mesh.colors is None else mesh.colors[used],
+        None if mesh.views is None else mesh.views[used],
     )
 
 
@@ -129,7 +130,7 @@ def transform_mesh(mesh: TriangleMesh, matrix: Floats) -> TriangleMesh:
             np.float32
         )
     faces = mesh.faces if determinant > 0 else np.ascontiguousarray(mesh.faces[:, ::-1])
-    return TriangleMesh(vertices, faces, normals, mesh.colors)
+    return replace(mesh, vertices=vertices, faces=faces, normals=normals)
 
 
 def unwarp_mesh(mesh: TriangleMesh, ndc: NDC) -> TriangleMesh:
@@ -225,7 +226,7 @@ def write_mesh(path: str | Path, mesh: TriangleMesh, y_up: Floats | None = None)
 
     Args:
         path: where to; the ending chooses the format, missing folders are made.
-        mesh: normals and colours are written when present (STL holds neither).
+        mesh: normals and colours are written when present (STL holds neither), ``views`` to PLY alone.
         y_up: rotation ``(4, 4)`` that turns the mesh's upward direction to +Y, for GLB; absent: z is up.
 
     Raises:
@@ -286,6 +287,8 @@ def _ply_bytes(mesh: TriangleMesh) -> bytes:
     if mesh.colors is not None:
         names = enumerate(("red", "green", "blue"))
         columns += [(name, "u1", "uchar", mesh.colors[:, axis]) for axis, name in names]
+    if mesh.views is not None:
+        columns.append(("seen", "u1", "uchar", np.minimum(mesh.views, 255)))
     rows = np.empty(len(mesh.vertices), [(name, kind) for name, kind, _, _ in columns])
     for name, _, _, values in columns:
         rows[name] = values

@@ -104,12 +104,15 @@ class TriangleMesh:
     """``(V, 3)`` unit outward normals."""
     colors: npt.NDArray[np.uint8] | None = None
     """``(V, 3)`` sRGB, 0..255."""
+    views: npt.NDArray[np.int64] | None = None
+    """``(V,)`` how many training views show a vertex."""
 
     def __post_init__(self) -> None:
         assert self.vertices.ndim == 2 and self.vertices.shape[1] == 3, self.vertices.shape
         assert self.faces.ndim == 2 and self.faces.shape[1] == 3, self.faces.shape
         assert self.normals is None or self.normals.shape == self.vertices.shape
         assert self.colors is None or self.colors.shape == self.vertices.shape
+        assert self.views is None or self.views.shape == self.vertices.shape[:1]
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,36 @@ def test_files_land_in_world_coordinates(tmp_path: Path, scene: Scene):
     np.testing.assert_allclose(transform["up"], -scene.world_from_scene[:3, 2] / 250.0, atol=1e-12)
 
 
+def test_what_no_camera_saw_is_kept_marked_or_cut(tmp_path: Path, scene: Scene):
+    # The fixture's camera stands at y = -3 and looks along +y, through a frame that is wide enough.
+    lens = torch.tensor([[100.0, 0, 50], [0, 100, 50], [0, 0, 1]])
+    cameras = replace(scene.cameras, intrinsics=lens[None], size=torch.tensor([[100, 100]]))
+    images = ImageStack.from_images([np.zeros((100, 100, 3), np.uint8)])
+    scene = replace(scene, cameras=cameras, images=images)
+    meshes = {}
+    for unseen in ("keep", "flag", "cut"):
+        settings = Settings(ExportConfig(resolution=64, unseen=unseen))
+        report = export_mesh(settings, scene, Ball(), Folder(tmp_path / unseen), 0)
+        assert report.mesh["watertight"] is (unseen != "cut")
+        assert report.mesh["observed_holes"] == 0, "a cut is no hole"
+        meshes[unseen] = trimesh.load(tmp_path / unseen / "save/mesh.ply", process=False)
+    header = (tmp_path / "flag/save/mesh.ply").read_bytes().partition(b"end_header")[0]
+    assert b"property uchar seen" in header
+    whole = meshes["flag"].vertices
+    seen = meshes["flag"].metadata["_ply_raw"]["vertex"]["data"]["seen"]
+    np.testing.assert_array_equal(whole, meshes["keep"].vertices)
+    # Its horizon: the camera is 2.95 from the centre, the radius is 0.4.
+    in_scene = (
+        (whole - scene.world_from_scene[:3, 3].numpy()) @ scene.world_from_scene[:3, :3].numpy() / 250.0**2
+    )
+    towards = CENTRE[1].item() - in_scene[:, 1]
+    assert seen[towards > 0.08].all()
+    assert not seen[towards < 0.0].any()
+    assert 0.35 < meshes["cut"].area / meshes["keep"].area < 0.5
+    with pytest.raises(ConfigError, match=r"export\.min_views"):
+        ExportConfig(min_views=0)
+
+
 def test_points_are_asked_in_fewer_at_once_when_memory_runs_out(
     tmp_path: Path, scene: Scene, caplog: pytest.LogCaptureFixture
 ):

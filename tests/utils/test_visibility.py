@@ -1,0 +1,113 @@
+"""What cameras see of a mesh, against what is known of balls and plates."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from utils.errors import ExportError
+from utils.mesh import face_areas_and_normals
+from utils.types import Cameras, ImageStack, Scene, TriangleMesh
+from utils.visibility import count_views, cut_unseen
+
+DISTANCE = 3.0
+RADIUS = 0.5
+
+
+def ball() -> TriangleMesh:
+    made = trimesh.creation.icosphere(subdivisions=4, radius=RADIUS)
+    return TriangleMesh(np.asarray(made.vertices), np.asarray(made.faces, np.int64))
+
+
+def joined(*meshes: TriangleMesh) -> TriangleMesh:
+    starts = np.cumsum([0] + [len(mesh.vertices) for mesh in meshes])
+    faces = [mesh.faces + start for mesh, start in zip(meshes, starts, strict=False)]
+    return TriangleMesh(np.concatenate([mesh.vertices for mesh in meshes]), np.concatenate(faces))
+
+
+def scene_from(*centres: tuple[float, float, float], size: int = 100, train: tuple[int, ...] = ()) -> Scene:
+    """Cameras that look at the origin, with a field of view of 37 degrees."""
+    poses = []
+    for centre in centres:
+        forward = -torch.tensor(centre) / torch.tensor(centre).norm()
+        up = torch.tensor([0.0, 0.0, 1.0]) if abs(forward[2]) < 0.9 else torch.tensor([0.0, 1.0, 0.0])
+        right = torch.linalg.cross(forward, up)
+        right = right / right.norm()
+        down = torch.linalg.cross(forward, right)
+        poses.append(torch.stack([right, down, forward, torch.tensor(centre)], dim=1))
+    count = len(poses)
+    focal = 1.5 * size
+    matrix = torch.tensor([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1.0]])
+    return Scene(
+        name="made",
+        cameras=Cameras(torch.stack(poses), matrix.expand(count, 3, 3), torch.tensor([[size, size]] * count)),
+        images=ImageStack.from_images([np.zeros((size, size, 3), np.uint8)] * count),
+        image_names=tuple(f"{index}.png" for index in range(count)),
+        train_indices=train or tuple(range(count)),
+        test_indices=(),
+        world_from_scene=torch.eye(4, dtype=torch.float64),
+    )
+
+
+def test_a_camera_sees_the_cap_of_a_ball():
+    views = count_views(ball(), scene_from((DISTANCE, 0, 0), (0, 0, DISTANCE)))
+    # The horizon of a ball of radius r from distance d lies at x = r^2 / d.
+    for axis, seen in ((0, views), (2, views)):
+        height = ball().vertices[:, axis]
+        hidden = height < RADIUS**2 / DISTANCE - 0.01
+        assert (seen[~hidden & (height > RADIUS**2 / DISTANCE + 0.02)] >= 1).all()
+        other = ball().vertices[:, 2 - axis] < RADIUS**2 / DISTANCE - 0.01
+        assert (seen[hidden & other] == 0).all()
+    both = (ball().vertices[:, [0, 2]] > 0.15).all(axis=1)
+    assert both.any()
+    assert (views[both] == 2).all()
+
+
+def test_only_training_views_count():
+    scene = scene_from((DISTANCE, 0, 0), (-DISTANCE, 0, 0), train=(0,))
+    views = count_views(ball(), scene)
+    assert views.max() == 1
+    assert not views[ball().vertices[:, 0] < 0].any()
+
+
+def test_what_stands_in_front_hides():
+    # A small ball throws a shadow of its own size and more on the large one.
+    small = ball()
+    small = replace(small, vertices=0.3 * small.vertices + [1.0, 0.0, 0.0])
+    views = count_views(joined(ball(), small), scene_from((DISTANCE, 0, 0)))
+    across = np.linalg.norm(ball().vertices[:, 1:], axis=1)
+    front = ball().vertices[:, 0] > 0
+    large = views[: len(across)]
+    assert not large[front & (across < 0.15)].any()
+    assert large[front & (across > 0.22) & (across < 0.45)].all()
+
+
+def test_what_is_outside_of_the_frame_is_not_seen():
+    scene = scene_from((1.0, 0, 0))  # 18 degrees to each side: 0.17 at the front of the ball.
+    front = ball().vertices[:, 0] > 0.4
+    inside = (np.abs(ball().vertices[:, 1:]) < 0.15).all(axis=1)
+    outside = (np.abs(ball().vertices[:, 1:]) > 0.2).any(axis=1)
+    views = count_views(ball(), scene)
+    assert views[front & inside].all()
+    assert not views[front & outside].any()
+
+
+def test_the_unseen_side_is_cut_and_folds_stay():
+    mesh = ball()
+    views = np.where(mesh.vertices[:, 0] > 0, 3, 1)
+    fold = int(mesh.vertices[:, 0].argmax())
+    views[fold] = 0
+    kept = cut_unseen(mesh, views, 2)
+    centres = mesh.vertices[mesh.faces]
+    expected = int((centres[..., 0] > 0).any(axis=1).sum())
+    assert len(kept.faces) == expected, "the vertex that nobody sees in the midst of others stays"
+    assert face_areas_and_normals(kept)[0].sum() < 0.6 * face_areas_and_normals(mesh)[0].sum()
+    # Every face kept has a corner that is seen.
+    assert kept.vertices[kept.faces][..., 0].max(axis=1).min() > 0
+
+
+def test_nothing_seen_is_an_error():
+    with pytest.raises(ExportError, match=r"export\.unseen"):
+        cut_unseen(ball(), np.zeros(len(ball().vertices), np.int64), 1)
