@@ -1,24 +1,24 @@
 """What lies beyond the unit sphere: a second radiance field over contracted space.
 
-Positions outside the unit ball are contracted into a ball of radius 2 (mip-NeRF 360, Barron et al. 2022,
-equation 10), and a small hash-grid NeRF lives there. Samples are spaced evenly in inverse distance
-(NeRF++, Zhang et al. 2020), from where a ray leaves the unit sphere to the far distance, or placed where
-proposals expect something (see ``proposal.py``); the last sample is opaque, so that every ray ends somewhere.
+A small hash-grid NeRF lives in contracted space (mip-NeRF 360, Barron et al. 2022, equation 10), which is not
+contracted within the ball that holds the cameras: what surrounds an object is seen as closely as the object.
+Samples are spaced evenly in inverse distance (NeRF++, Zhang et al. 2020), from where a ray leaves the unit
+sphere to the far distance, or placed where proposals expect something (see ``proposal.py``); the last sample
+is opaque, so that every ray ends somewhere.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from encoder import HashGrid, HashGridConfig, encode_spherical_harmonics
+from encoder import HashGridConfig
 from models.backends import Backends
 from models.compositing import accumulate
-from models.contraction import CONTRACTED_RADIUS
-from models.density_field import density_of
-from models.fields import make_network
+from models.contraction import CONTRACTED_RADIUS, contract
+from models.density_field import DensityField, DensityFieldConfig
 from models.gradient_scaling import scale_gradients
 from models.mlp import Precision
 from models.proposal import (
@@ -59,6 +59,8 @@ class BackgroundConfig:
     """Units of the density's and the colour's one hidden layer each."""
     direction_degree: int = 3
     """Bands of spherical harmonics for the view direction (1..5)."""
+    surface_density: float = 10.0
+    """Density of the level set that meshes with ``export.extent`` show of it, 1 / scene units."""
     precision: Precision = "tf32"
     """Of the matrix products on a GPU (CPUs compute in float32)."""
 
@@ -70,8 +72,24 @@ class BackgroundConfig:
             raise ValueError(
                 f"model.background.num_samples: must be at least {lowest}, got {self.num_samples}"
             )
+        if not 1e-3 <= self.surface_density <= 1e5:
+            given = self.surface_density
+            raise ValueError(f"model.background.surface_density: must lie in 1e-3..1e5, got {given}")
         if not self.far > 2:
             raise ValueError(f"model.background.far: must be above 2 (the sphere's diameter), got {self.far}")
+
+    @property
+    def density_field(self) -> DensityFieldConfig:
+        """Of density and colour."""
+        return DensityFieldConfig(
+            hash_grid=self.hash_grid,
+            hidden_width=self.hidden_width,
+            feature_width=8,
+            color_width=self.hidden_width,
+            color_layers=1,
+            direction_degree=self.direction_degree,
+            precision=self.precision,
+        )
 
 
 @dataclass(frozen=True)
@@ -86,29 +104,29 @@ class Backdrop:
 
 
 class Background(nn.Module):
-    """Colour of rays beyond the unit sphere."""
+    """Colour of rays beyond the unit sphere.
 
-    _feature_width = 8
+    Args:
+        config: sizes.
+        unit: radius of the ball within which nothing is contracted, scene units, at least 1.
+        backends: of the kernels.
+        appearance_width: numbers of an image's appearance.
+        gradient_scaling: see ``gradient_scaling.py``, scene units; 0: none.
+    """
 
     def __init__(
         self,
         config: BackgroundConfig,
+        unit: float,
         backends: Backends,
         appearance_width: int = 0,
         gradient_scaling: float = 0.0,
     ) -> None:
         super().__init__()
-        self.gradient_scaling = gradient_scaling
+        self.unit, self.gradient_scaling = unit, gradient_scaling
         self.num_samples, self.far = config.num_samples, config.far
-        self.direction_degree = config.direction_degree
         self.backend = backends.compositing
-        self.grid = HashGrid(config.hash_grid, bound=CONTRACTED_RADIUS, backend=backends.hash_grid)
-        density_widths = [self.grid.width, config.hidden_width, 1 + self._feature_width]
-        self.density_network = make_network(density_widths, backends.network, config.precision)
-        inputs = self._feature_width + config.direction_degree**2 + appearance_width
-        self.color_network = make_network(
-            [inputs, config.hidden_width, 3], backends.network, config.precision
-        )
+        self.density_field = DensityField(config.density_field, CONTRACTED_RADIUS, backends, appearance_width)
         self.sampler = (
             ProposalSampler(
                 *(config.proposal, config.num_samples),
@@ -121,6 +139,11 @@ class Background(nn.Module):
             if config.sampler == "proposal"
             else None
         )
+
+    @property
+    def device(self) -> torch.device:
+        """Where rays and positions have to live."""
+        return self.density_field.grid.table.device
 
     @property
     def num_proposals(self) -> int:
@@ -163,29 +186,38 @@ class Background(nn.Module):
         proposals' weights.
         """
         count = None if num_rays is None else num_rays * self.num_samples
-        near = self.start(rays)
-        far = torch.full_like(near, self.far)
+        near = self.start(rays) / self.unit
+        far = torch.full_like(near, self.far / self.unit)
+        scaled = replace(rays, origins=rays.origins / self.unit)
         if self.sampler is None:
-            intervals = self.even_intervals(rays, near, far, generator)
+            intervals = self.even_intervals(scaled, near, far, generator)
             proposed: tuple[RayHistogram, ...] = ()
         else:
-            intervals, proposed = self.sampler(rays, near, far, proposal_anneal, generator, num_rays)
-        encoded = self.grid(intervals.positions, float(self.grid.num_levels), count)
-        raw = self.density_network(encoded, count)
-        # Optical depth is measured in contracted units (about the change of 1 / t), so that far bins, which
-        # are hundreds of units long, do not turn opaque at the faintest density.
-        lengths = -(1.0 / intervals.t).diff(dim=1) * self.num_samples
-        alpha = opacities(density_of(raw[:, 0]), lengths, ends=True)
-        directions = encode_spherical_harmonics(rays.directions, self.direction_degree)
-        if appearance is not None:
-            directions = torch.cat([directions, appearance], dim=1)
-        directions = directions.repeat_interleave(self.num_samples, dim=0)
-        rgb = torch.sigmoid(self.color_network(torch.cat([raw[:, 1:], directions], dim=1), count))
+            intervals, proposed = self.sampler(scaled, near, far, proposal_anneal, generator, num_rays)
+        density, features = self.density_field.density(intervals.positions, count)
+        alpha = opacities(density, intervals.lengths, ends=True)
+        indices = torch.arange(len(rays), device=near.device).repeat_interleave(self.num_samples)
+        rgb = self.density_field.color(features, rays.directions, indices, count, appearance)
         if self.gradient_scaling > 0:
-            distances = intervals.t_middle.reshape(-1)
+            distances = intervals.t_middle.reshape(-1) * self.unit
             flat, rgb = scale_gradients(alpha.reshape(-1), rgb, distances, self.gradient_scaling)
             alpha = flat.view_as(alpha)
         weights = dense_weights(alpha, self.backend)
         offsets = torch.arange(len(rays) + 1, device=near.device) * self.num_samples
         rgb = accumulate(weights.reshape(-1), rgb, offsets, self.backend)
         return Backdrop(rgb, (*proposed, RayHistogram(intervals.s, weights)))
+
+    def query_density(self, positions: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
+        """Density, 1 / scene units where space is not contracted; differentiable."""
+        return self.density_field.density(contract(positions / self.unit))[0] / self.unit
+
+    def query_color(
+        self,
+        positions: Float[Tensor, "P 3"],
+        directions: Float[Tensor, "P 3"],
+        appearance: Float[Tensor, "P A"] | None = None,
+    ) -> Float[Tensor, "P 3"]:
+        """Colour 0..1 seen along unit directions that point away from the viewer."""
+        _, features = self.density_field.density(contract(positions / self.unit))
+        rows = torch.arange(len(positions), device=positions.device)
+        return self.density_field.color(features, directions, rows, appearance=appearance)

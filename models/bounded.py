@@ -3,6 +3,7 @@
 camera ---- near [ samples where the occupancy grid is open ] far ---- background field, or a plain colour
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 from models.appearance import Exposure, ImageEmbedding, per_image_modules
 from models.background import Background
 from models.compositing import accumulate, render_weights
+from models.contraction import camera_radius
 from models.gradient_scaling import scale_gradients
-from models.model import Model
+from models.model import Model, SurfaceModel
 from models.occupancy import OccupancyGrid, observable_cells
+from models.surroundings import SurroundedSurface
 from utils.errors import ConfigError
 from utils.types import Budget, Progress, RayHistogram, Rays, RaySamples, RenderOutput, Scene
 
@@ -67,10 +70,19 @@ class BoundedModel(Model):
         self.background = None
         if config.background.enabled:
             width, reach = config.appearance.inputs, config.gradient_scaling
-            self.background = Background(config.background, self.backends, width, reach)
+            unit = camera_radius(scene)
+            self.background = Background(config.background, unit, self.backends, width, reach)
+            self.reach = math.inf
         self.occupancy = OccupancyGrid(config.occupancy, observable_cells(scene, config.occupancy))
         self.embedding, self.exposure = per_image_modules(config.appearance, scene)
         self._wait, self._reach = config.background.wait, config.gradient_scaling
+        self._surface_density = config.background.surface_density
+
+    def surrounded(self, surface: SurfaceModel, extent: float) -> SurfaceModel:
+        """The surface of the field, and, where ``extent`` reaches beyond the sphere, of the background."""
+        if extent == 1.0 or self.background is None:
+            return surface
+        return SurroundedSurface(surface, self.background, self.embedding, self._surface_density, extent)
 
     @property
     def num_proposals(self) -> int:

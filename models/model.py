@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -10,6 +10,26 @@ from torch import Tensor, nn
 
 from models.backends import Backends
 from utils.types import Budget, Progress, Rays, RenderOutput
+
+
+@runtime_checkable
+class SurfaceModel(Protocol):
+    """What a mesh is made from: queries without gradients, in scene space, at one moment of training."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it wants its positions."""
+
+    def query_sdf(self, positions: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
+        """Signed distance, positive outside."""
+
+    def query_gradient(self, positions: Float[Tensor, "P 3"]) -> Float[Tensor, "P 3"]:
+        """Its gradient."""
+
+    def query_color(
+        self, positions: Float[Tensor, "P 3"], directions: Float[Tensor, "P 3"]
+    ) -> Float[Tensor, "P 3"]:
+        """Colour (sRGB, 0..1) seen along unit view directions."""
 
 
 class Model(nn.Module, ABC):
@@ -73,8 +93,8 @@ class Model(nn.Module, ABC):
         """
 
     @abstractmethod
-    def frozen_at(self, progress: Progress, extent: float = 1.0) -> Any:
-        """The surface as it is at this progress, as ``systems.export.SurfaceModel`` says.
+    def frozen_at(self, progress: Progress, extent: float = 1.0) -> SurfaceModel:
+        """The surface as it is at this progress, ready to be asked.
 
         Args:
             progress: of a checkpoint.

@@ -21,6 +21,7 @@ from models.density_surface import DensitySurface, density_normals
 from models.gradient_scaling import check_reach
 from models.marching import march
 from models.marching.transmittance import drop_dark
+from models.model import SurfaceModel
 from models.occupancy import OccupancyConfig
 from utils.types import Budget, Progress, Rays, RaySamples, RenderOutput, Scene
 
@@ -126,9 +127,11 @@ class NGP(BoundedModel):
 
         self.occupancy.update(presence, generator, progress.fraction)
 
-    def frozen_at(self, progress: Progress, extent: float = 1.0) -> DensitySurface:
+    def frozen_at(self, progress: Progress, extent: float = 1.0) -> SurfaceModel:
         """The level set of the density, ready to be asked."""
-        return DensitySurface(self, self.config.surface_density, self.occupancy.occupied)
+        del progress
+        surface = DensitySurface(self, self.config.surface_density, self.occupancy.occupied)
+        return self.surrounded(surface, extent)
 
     def query_density(self, positions: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
         """Density, 1 / scene units; differentiable."""

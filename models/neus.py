@@ -20,6 +20,7 @@ from models.fields import RadianceConfig, RadianceField, SDFConfig, SDFField
 from models.gradient_scaling import check_reach
 from models.marching import drop_hidden, march
 from models.marching.importance import place_by_importance
+from models.model import SurfaceModel
 from models.occupancy import OccupancyConfig
 from models.opacity import DENSITIES, MIN_BETA, DensityName
 from models.reflection import ReflectiveRadiance
@@ -214,9 +215,9 @@ class NeuS(BoundedModel):
 
         self.occupancy.update(presence, generator, progress.fraction)
 
-    def frozen_at(self, progress: Progress, extent: float = 1.0) -> "FrozenSurface":
+    def frozen_at(self, progress: Progress, extent: float = 1.0) -> SurfaceModel:
         """The surface as it is at this progress, ready to be asked without naming it again."""
-        return FrozenSurface(self, progress)
+        return self.surrounded(FrozenSurface(self, progress), extent)
 
     def query_sdf(
         self,

@@ -15,9 +15,8 @@ from typing import Literal, Protocol, cast, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
+from models.model import SurfaceModel
 from process_data.geometry import up_axis
 from utils.errors import ConfigError, ExportError
 from utils.extraction import extract_surface
@@ -90,26 +89,6 @@ class ExportConfig:
         for name, (is_valid, remedy) in remedies.items():
             if not is_valid:
                 raise ConfigError(f"export.{name}", f"{getattr(self, name)!r} does not work", remedy)
-
-
-@runtime_checkable
-class SurfaceModel(Protocol):
-    """What export asks of a model: queries without gradients, in scene space, at its checkpoint."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it wants its positions."""
-
-    def query_sdf(self, positions: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
-        """Signed distance, positive outside."""
-
-    def query_gradient(self, positions: Float[Tensor, "P 3"]) -> Float[Tensor, "P 3"]:
-        """Its gradient."""
-
-    def query_color(
-        self, positions: Float[Tensor, "P 3"], directions: Float[Tensor, "P 3"]
-    ) -> Float[Tensor, "P 3"]:
-        """Colour (sRGB, 0..1) seen along unit view directions."""
 
 
 @runtime_checkable

@@ -203,7 +203,7 @@ def check_extent(model: Model, config: Any) -> None:
     """
     if config.extent > model.reach:
         what = f"{config.extent:g} is beyond what {type(model).__name__} has a surface in, {model.reach:g}"
-        raise ConfigError("export.extent", what, "set it to 1, or train nerf-proposal or mipnerf360 instead")
+        raise ConfigError("export.extent", what, "set it to 1, or model.background.enabled=true")
 
 
 def _is_at(key: str, start: str) -> bool:

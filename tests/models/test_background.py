@@ -9,23 +9,26 @@ from encoder import HashGridConfig, encode_spherical_harmonics
 from models.backends import Backends
 from models.background import Background, BackgroundConfig
 from models.contraction import contract
+from models.density_field import density_of
 from models.proposal import ProposalConfig
 from utils.types import Rays
 
 GRID = HashGridConfig(num_levels=2, log2_table_size=8, base_resolution=4, max_resolution=8)
 
 
-def make_background(num_samples: int = 8, far: float = 100.0, backend: str = "cpu") -> Background:
+def make_background(
+    num_samples: int = 8, far: float = 100.0, backend: str = "cpu", unit: float = 1.0
+) -> Background:
     config = BackgroundConfig(True, num_samples=num_samples, far=far, hash_grid=GRID, precision="float32")
-    return Background(config, Backends.all(backend))
+    return Background(config, unit, Backends.all(backend))
 
 
-def with_proposals() -> Background:
+def with_proposals(unit: float = 1.0) -> Background:
     proposal = ProposalConfig((6, 5), (8, 16), 2, 8, 4, 8, precision="float32")
     config = BackgroundConfig(
         True, sampler="proposal", proposal=proposal, num_samples=8, hash_grid=GRID, precision="float32"
     )
-    return Background(config, Backends.all("cpu"))
+    return Background(config, unit, Backends.all("cpu"))
 
 
 def rays_of(origins: Tensor, directions: Tensor, near: Tensor, far: Tensor) -> Rays:
@@ -74,7 +77,7 @@ def test_distances_rise_to_the_far_end(num_samples: int) -> None:
 
 def paint(background: Background, color: list[float]) -> None:
     """Give every sample the same colour, so that only the weights' sum is left to see."""
-    last = background.color_network[-1]
+    last = background.density_field.color_network[-1]
     assert isinstance(last, torch.nn.Linear)
     with torch.no_grad():
         last.weight.zero_()
@@ -86,7 +89,7 @@ def paint(background: Background, color: list[float]) -> None:
 def test_weights_sum_to_one(num_samples: int, density_bias: float) -> None:
     background = make_background(num_samples)
     paint(background, [0.2, 0.5, 0.9])
-    last = background.density_network[-1]
+    last = background.density_field.density_network[-1]
     assert isinstance(last, torch.nn.Linear)
     with torch.no_grad():
         last.bias[0] = density_bias
@@ -94,27 +97,34 @@ def test_weights_sum_to_one(num_samples: int, density_bias: float) -> None:
     torch.testing.assert_close(rgb, torch.tensor([0.2, 0.5, 0.9]).expand(4, 3), atol=1e-5, rtol=0)
 
 
-def test_dense_first_bin_hides_the_rest() -> None:
+@pytest.mark.parametrize("unit", [1.0, 3.0])
+def test_dense_first_bin_hides_the_rest(unit: float) -> None:
     # Colours differ along the ray; what is behind the first bin must not matter.
-    background = make_background(num_samples=4)
-    last = background.density_network[-1]
+    background = make_background(num_samples=4, unit=unit)
+    last = background.density_field.density_network[-1]
     assert isinstance(last, torch.nn.Linear)
     with torch.no_grad():
         last.bias[0] = 30.0
     rays = mixed_rays()
     edges = even_distances(background, rays, None)
     middle = 0.5 * (edges[:, 0] + edges[:, 1])
-    positions = rays.origins + middle[:, None] * rays.directions
-    raw = background.density_network(background.grid(contract(positions), 2.0))
-    directions = encode_spherical_harmonics(rays.directions, background.direction_degree)
-    expected = torch.sigmoid(background.color_network(torch.cat([raw[:, 1:], directions], dim=1)))
+    positions = (rays.origins + middle[:, None] * rays.directions) / unit
+    raw = background.density_field.density_network(background.density_field.grid(contract(positions), 2.0))
+    directions = encode_spherical_harmonics(rays.directions, background.density_field.direction_degree)
+    expected = torch.sigmoid(
+        background.density_field.color_network(torch.cat([raw[:, 1:], directions], dim=1))
+    )
     torch.testing.assert_close(background(rays, None).rgb, expected, atol=1e-5, rtol=0)
+    # Whoever meshes it asks in scene space.
+    at = rays.origins + middle[:, None] * rays.directions
+    torch.testing.assert_close(background.query_color(at, rays.directions), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(background.query_density(at), density_of(raw[:, 0]) / unit)
 
 
 def test_colours_and_gradients_are_finite_and_reach_everything() -> None:
     background = make_background(16, far=1000.0)
     with torch.no_grad():
-        background.grid.table.uniform_(-1, 1)
+        background.density_field.grid.table.uniform_(-1, 1)
     rgb = background(mixed_rays(), torch.Generator().manual_seed(0)).rgb
     assert rgb.shape == (4, 3)
     assert ((rgb > 0) & (rgb < 1)).all()
@@ -153,7 +163,7 @@ def test_proposals_place_the_samples(seed: int | None) -> None:
 def test_proposals_leave_the_colours_to_the_field() -> None:
     background = with_proposals()
     with torch.no_grad():
-        background.grid.table.uniform_(-1, 1)
+        background.density_field.grid.table.uniform_(-1, 1)
     shown = background(mixed_rays(), torch.Generator().manual_seed(0))
     shown.rgb.square().sum().backward()
     for name, parameter in background.named_parameters():
@@ -187,7 +197,7 @@ def test_versions_agree(backend: str, num_rays: int | None) -> None:
     device = DEVICE if backend == "cuda" else torch.device("cpu")
     fast, slow = make_background(backend=backend), make_background(backend="reference")
     with torch.no_grad():
-        fast.grid.table.uniform_(-0.5, 0.5)
+        fast.density_field.grid.table.uniform_(-0.5, 0.5)
     slow.load_state_dict(fast.state_dict())
     rays = mixed_rays()
     real = None if num_rays is None else torch.tensor(num_rays, device=device)

@@ -70,7 +70,7 @@ def test_a_picture_stays_and_what_is_near_learns_less(background: bool) -> None:
     table = "sdf_field.grid.table"
     assert 0.03 < float(on[table].norm() / off[table].norm()) < 0.2
     if background:
-        last = "background.color_network.2.bias"
+        last = "background.density_field.color_network.2.bias"
         assert 0.05 < float(on[last].norm() / off[last].norm()) < 0.999
 
 
