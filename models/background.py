@@ -53,7 +53,7 @@ class BackgroundConfig:
     far: float = 100.0
     """Distance of the last sample, scene units."""
     hash_grid: HashGridConfig = field(
-        default_factory=lambda: HashGridConfig(num_levels=8, log2_table_size=15, max_resolution=256)
+        default_factory=lambda: HashGridConfig(num_levels=10, log2_table_size=17, max_resolution=1024)
     )
     hidden_width: int = 32
     """Units of the density's and the colour's one hidden layer each."""

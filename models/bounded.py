@@ -22,6 +22,9 @@ from models.surroundings import SurroundedSurface
 from utils.errors import ConfigError
 from utils.types import Budget, Progress, RayHistogram, Rays, RaySamples, RenderOutput, Scene
 
+_HIDDEN = 1e-3
+"""Share of a ray's light below which nothing is asked of the background: a quarter of an 8-bit step."""
+
 
 @dataclass(frozen=True)
 class Shading:
@@ -135,11 +138,7 @@ class BoundedModel(Model):
             behind = background_color.expand(len(rays), 3)
             histograms: tuple[RayHistogram, ...] = ()
         else:
-            num_rays = None if budget is None else budget.num_rays
-            backdrop = self.background(
-                rays, generator, num_rays, shading.appearance, progress.proposal_anneal
-            )
-            behind, histograms = backdrop.rgb, backdrop.histograms
+            behind, histograms = self._behind(rays, opacity, shading, progress, generator, budget)
             if self.exposure is not None:
                 behind = self.exposure(behind, rays.camera_indices)
             if self.stage(progress):
@@ -159,6 +158,28 @@ class BoundedModel(Model):
             is_served=None if budget is None else budget.served(samples.is_served),
             histograms=histograms,
         )
+
+    def _behind(
+        self,
+        rays: Rays,
+        opacity: Float[Tensor, " R"],
+        shading: Shading,
+        progress: Progress,
+        generator: torch.Generator | None,
+        budget: Budget | None,
+    ) -> tuple[Float[Tensor, "R 3"], tuple[RayHistogram, ...]]:
+        """What the background shows, and how its light is spread, of the rays that reach it."""
+        assert self.background is not None
+        anneal = progress.proposal_anneal
+        if budget is not None:
+            seen = self.background(rays, generator, budget.num_rays, shading.appearance, anneal)
+            return seen.rgb, seen.histograms
+        # With buffers that fit, what nobody sees costs nothing: black stands for it.
+        reaches = (opacity.detach() < 1.0 - _HIDDEN).nonzero().squeeze(1)
+        appearance = None if shading.appearance is None else shading.appearance[reaches]
+        seen = self.background(rays[reaches], generator, None, appearance, anneal)
+        rgb = torch.zeros_like(rays.origins).index_put((reaches,), seen.rgb)
+        return rgb, seen.histograms
 
 
 def jitter_of(rays: Rays, generator: torch.Generator | None) -> Float[Tensor, " R"]:

@@ -88,7 +88,7 @@ class Rays:
             None if self.radii is None else self.radii.to(device),
         )
 
-    def __getitem__(self, chosen: slice) -> "Rays":
+    def __getitem__(self, chosen: slice | Int64[Tensor, " K"]) -> "Rays":
         return Rays(
             self.origins[chosen],
             self.directions[chosen],
