@@ -74,7 +74,9 @@ class ProposalConfig:
             try:
                 self.hash_grid(resolution)
             except ValueError as error:
-                raise ValueError(f"proposal.{error}") from None
+                key, _, what = str(error).removeprefix("hash_grid.").partition(": ")
+                key = "max_resolutions" if key == "max_resolution" else key
+                raise ValueError(f"proposal.{key}: {what}") from None
 
     def hash_grid(self, max_resolution: int) -> HashGridConfig:
         """The grid of one proposal."""
