@@ -14,6 +14,7 @@ from models.appearance import Exposure, ImageEmbedding, per_image_modules
 from models.background import Background
 from models.compositing import accumulate, render_weights
 from models.gradient_scaling import scale_gradients
+from models.marching import march
 from models.model import Model
 from models.occupancy import OccupancyGrid, observable_cells
 from utils.errors import ConfigError
@@ -99,6 +100,30 @@ class BoundedModel(Model):
     def appearance_of(self, rays: Rays) -> Float[Tensor, "R A"] | None:
         """What colours depend on besides geometry and direction: learned, of the rays' images."""
         return None if self.embedding is None else self.embedding(rays.camera_indices)
+
+    def march(
+        self,
+        rays: Rays,
+        step: float | Float[Tensor, ""],
+        jitter: Float[Tensor, " R"],
+        budget: Budget | None,
+        looks_ahead: bool,
+    ) -> tuple[RaySamples, int | Int64[Tensor, ""]]:
+        """Samples where the occupancy grid is open, and how many they are.
+
+        Args:
+            rays: in scene space.
+            step: between two samples, scene units.
+            jitter: shift of each ray's lattice, steps.
+            budget: sizes of a step's buffers, if they are fixed.
+            looks_ahead: whether samples will be dropped or placed anew before they are rendered.
+        """
+        capacity = None
+        if budget is not None:
+            capacity = budget.marched if looks_ahead else budget.rendered
+        occupied, backend = self.occupancy.occupied, self.backends.marching
+        samples = march(rays, occupied, step, jitter, backend, capacity=capacity)
+        return samples, len(samples) if budget is None else samples.count
 
     def composite(
         self,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from models.backends import Backends
 from models.contraction import camera_radius
-from models.density_surface import DensitySurface, dense_cells
+from models.density_surface import DensitySurface, check_surface_density, dense_cells
 from models.gaussians import Gaussians, cone_gaussians
 from models.integrated_fields import ColorHead, DensityMLP, EncodingConfig, LayersConfig, Precision
 from models.model import Model
@@ -106,10 +106,10 @@ class MipNeRF360Config:
             ("unit", 0, 1e6),
             ("dilation", 0, 100),
             ("dilation_bias", 0, 1),
-            ("surface_density", 1e-3, 1e5),
         ):
             if not low <= getattr(self, key) <= high:
                 raise ValueError(f"model.{key}: must lie in {low:g}..{high:g}, got {getattr(self, key):g}")
+        check_surface_density(self.surface_density)
 
 
 def _check_layers(where: str, layers: LayersConfig) -> None:

@@ -30,7 +30,7 @@ from models.backends import Backends
 from models.compositing import accumulate
 from models.contraction import CONTRACTED_RADIUS, ContractionNorm, camera_radius, contract
 from models.density_field import DensityField, DensityFieldConfig
-from models.density_surface import DensitySurface, dense_cells, density_normals
+from models.density_surface import DensitySurface, check_surface_density, dense_cells, density_normals
 from models.gradient_scaling import check_reach, scale_gradients
 from models.model import Model
 from models.proposal import ProposalConfig, ProposalSampler, dense_weights, opacities
@@ -77,8 +77,7 @@ class ProposalNeRFConfig:
             raise ValueError(f"model.unit: must be 0 or lie in 1..1e6, got {self.unit:g}")
         if not 0 < self.near < self.far:
             raise ValueError(f"model.near: must lie in (0, far = {self.far:g}), got {self.near:g}")
-        if not 1e-3 <= self.surface_density <= 1e5:
-            raise ValueError(f"model.surface_density: must lie in 1e-3..1e5, got {self.surface_density}")
+        check_surface_density(self.surface_density)
         check_reach("model.gradient_scaling", self.gradient_scaling)
 
 
