@@ -171,11 +171,6 @@ class VanillaNeRF(Model):
         """All are ``networks``."""
         return {"networks": list(self.parameters())}
 
-    def scalars(self, progress: Progress) -> dict[str, float]:
-        """For the history: nothing."""
-        del progress
-        return {}
-
     def density_of(
         self, raw: Float[Tensor, " S"], generator: torch.Generator | None = None
     ) -> Float[Tensor, " S"]:
