@@ -414,7 +414,7 @@ def _build(typed: DictConfig, key: str) -> Any:
 
 def _refused(section: DictConfig, key: str) -> str:
     """Dotted key of the innermost dataclass that refuses its values, somewhere in the section at ``key``."""
-    for name, below in section.items():
+    for name, below in typing.cast(Mapping[str, Any], section).items():
         if isinstance(below, DictConfig):
             try:
                 OmegaConf.to_object(below)

@@ -119,6 +119,15 @@ def test_a_number_out_of_range_names_its_key_in_full(method: str, override: str,
         tiny_config(override, method=method)
 
 
+def test_mipnerf360_has_light_per_image_and_fainter_gradients() -> None:
+    overrides = ["model.appearance.mode=embedding", "model.appearance.width=3", "model.gradient_scaling=1"]
+    given = tiny_config(*overrides, method="tiny_mipnerf360")
+    check_overrides(given.tree, overrides)
+    check_model_keys(tiny_model(given), overrides)
+    with pytest.raises(ConfigError, match=r"^model\.appearance\.width: has no effect"):
+        check_overrides(tiny_config(method="tiny_mipnerf360").tree, overrides[1:2])
+
+
 def test_configs_may_hold_what_is_off() -> None:
     tree = tiny_config().tree
     assert not tree["model"]["background"]["enabled"]
