@@ -109,20 +109,13 @@ class BoundedModel(Model):
         budget: Budget | None,
         looks_ahead: bool,
     ) -> tuple[RaySamples, int | Int64[Tensor, ""]]:
-        """Samples where the occupancy grid is open, and how many they are.
+        """:func:`models.marching.march` where the occupancy grid is open: samples, and how many they are.
 
-        Args:
-            rays: in scene space.
-            step: between two samples, scene units.
-            jitter: shift of each ray's lattice, steps.
-            budget: sizes of a step's buffers, if they are fixed.
-            looks_ahead: whether samples will be dropped or placed anew before they are rendered.
+        A budget has more room for them where the model ``looks_ahead``: not all are rendered then.
         """
-        capacity = None
-        if budget is not None:
-            capacity = budget.marched if looks_ahead else budget.rendered
+        capacity = None if budget is None else budget.marched if looks_ahead else budget.rendered
         occupied, backend = self.occupancy.occupied, self.backends.marching
-        samples = march(rays, occupied, step, jitter, backend, capacity=capacity)
+        samples = march(rays, occupied, step, jitter, backend, capacity)
         return samples, len(samples) if budget is None else samples.count
 
     def composite(

@@ -49,10 +49,10 @@ class UnboundedModel(Model):
     """A field over all of space, and proposals that place the same number of samples on every ray.
 
     Args:
-        config: has ``unit``, ``gradient_scaling``, ``surface_density``, and ``proposal.num_samples``.
-        scene: says where the training cameras are.
+        config: has ``unit``, ``gradient_scaling``, ``surface_density`` and ``proposal.num_samples``.
+        scene: its training cameras say how long a unit is that the config leaves open.
         backends: of the kernels.
-        is_contracted: whether space beyond the unit is contracted; else the field ends with the unit sphere.
+        is_contracted: whether there is anything beyond the unit sphere.
         is_opaque: whether every ray ends in its last interval.
     """
 
@@ -101,15 +101,9 @@ class UnboundedModel(Model):
         lengths: Float[Tensor, "R N"],
         t_middle: Float[Tensor, "R N"],
     ) -> tuple[Float[Tensor, "R N"], Float[Tensor, "R_N 3"]]:
-        """Weights of the intervals, and their colours as they are.
+        """Weights of intervals whose ``lengths`` count where the density does, and colours as they are.
 
-        Gradients of both are fainter near the cameras where that is asked for.
-
-        Args:
-            density: of the intervals.
-            rgb: their colours.
-            lengths: in the space that the density counts in.
-            t_middle: distances of their middles, units.
+        Gradients get fainter near the cameras where that is asked for; ``t_middle`` are distances in units.
         """
         alpha = opacities(density, lengths, self.is_opaque)
         if self._scaling_reach > 0:
