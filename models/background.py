@@ -19,6 +19,7 @@ from models.backends import Backends
 from models.compositing import accumulate
 from models.contraction import CONTRACTED_RADIUS, contract
 from models.density_field import DensityField, DensityFieldConfig
+from models.density_surface import check_surface_density
 from models.gradient_scaling import scale_gradients
 from models.mlp import Precision
 from models.proposal import (
@@ -72,9 +73,7 @@ class BackgroundConfig:
             raise ValueError(
                 f"model.background.num_samples: must be at least {lowest}, got {self.num_samples}"
             )
-        if not 1e-3 <= self.surface_density <= 1e5:
-            given = self.surface_density
-            raise ValueError(f"model.background.surface_density: must lie in 1e-3..1e5, got {given}")
+        check_surface_density(self.surface_density, "model.background.surface_density")
         if not self.far > 2:
             raise ValueError(f"model.background.far: must be above 2 (the sphere's diameter), got {self.far}")
 

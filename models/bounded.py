@@ -16,6 +16,7 @@ from models.background import Background
 from models.compositing import accumulate, render_weights
 from models.contraction import camera_radius
 from models.gradient_scaling import scale_gradients
+from models.marching import march
 from models.model import Model, SurfaceModel
 from models.occupancy import OccupancyGrid, observable_cells
 from models.surroundings import SurroundedSurface
@@ -114,6 +115,23 @@ class BoundedModel(Model):
     def appearance_of(self, rays: Rays) -> Float[Tensor, "R A"] | None:
         """What colours depend on besides geometry and direction: learned, of the rays' images."""
         return None if self.embedding is None else self.embedding(rays.camera_indices)
+
+    def march(
+        self,
+        rays: Rays,
+        step: float | Float[Tensor, ""],
+        jitter: Float[Tensor, " R"],
+        budget: Budget | None,
+        looks_ahead: bool,
+    ) -> tuple[RaySamples, int | Int64[Tensor, ""]]:
+        """:func:`models.marching.march` where the occupancy grid is open: samples, and how many they are.
+
+        A budget has more room for them where the model ``looks_ahead``: not all are rendered then.
+        """
+        capacity = None if budget is None else budget.marched if looks_ahead else budget.rendered
+        occupied, backend = self.occupancy.occupied, self.backends.marching
+        samples = march(rays, occupied, step, jitter, backend, capacity)
+        return samples, len(samples) if budget is None else samples.count
 
     def composite(
         self,

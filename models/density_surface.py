@@ -25,6 +25,12 @@ looks again, at any resolution up to 4000."""
 _CELLS_AT_ONCE = 2**15
 
 
+def check_surface_density(density: float, key: str = "model.surface_density") -> None:
+    """Raise a ``ValueError`` that names the config key of a level set's density outside of 1e-3..1e5."""
+    if not 1e-3 <= density <= 1e5:
+        raise ValueError(f"{key}: must lie in 1e-3..1e5, got {density:g}")
+
+
 @runtime_checkable
 class DensityModel(Protocol):
     """What a surface asks of a radiance field, in scene space."""

@@ -115,18 +115,31 @@ class ColorHead(nn.Module):
     padding = 0.001
     """By so much colours may leave 0..1, so that black and white are within reach of the sigmoid."""
 
-    def __init__(self, features: int, bottleneck: int, width: int, direction_frequencies: int) -> None:
+    def __init__(
+        self,
+        features: int,
+        bottleneck: int,
+        width: int,
+        direction_frequencies: int,
+        appearance_width: int = 0,
+    ) -> None:
         super().__init__()
         self.direction_frequencies = direction_frequencies
         self.bottleneck = _linear(features, bottleneck)
-        self.view = _linear(bottleneck + frequency_width(3, direction_frequencies), width)
+        per_ray = frequency_width(3, direction_frequencies) + appearance_width
+        self.view = _linear(bottleneck + per_ray, width)
         self.rgb = _linear(width, 3)
 
     def forward(
-        self, features: Float[Tensor, "S F"], directions: Float[Tensor, "R 3"]
+        self,
+        features: Float[Tensor, "S F"],
+        directions: Float[Tensor, "R 3"],
+        appearance: Float[Tensor, "R A"] | None = None,
     ) -> Float[Tensor, "S 3"]:
-        """RGB of S / R samples on each of R rays, one ray after another."""
+        """RGB of S / R samples on each of R rays, one ray after another; see ``appearance.py``."""
         encoded = encode_frequency(directions, self.direction_frequencies)
+        if appearance is not None:
+            encoded = torch.cat([encoded, appearance], dim=1)
         encoded = encoded.repeat_interleave(len(features) // max(len(directions), 1), dim=0)
         hidden = torch.relu(self.view(torch.cat([self.bottleneck(features), encoded], dim=1)))
         return torch.sigmoid(self.rgb(hidden)) * (1.0 + 2.0 * self.padding) - self.padding

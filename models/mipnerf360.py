@@ -12,7 +12,6 @@ outside of a ball is contracted into a shell around it (equation 10). Lengths co
 radius (``model.unit``): the authors bring all cameras into it, and so does the default.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,15 +19,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from models.appearance import AppearanceConfig, per_image_modules
 from models.backends import Backends
-from models.contraction import camera_radius
-from models.density_surface import DensitySurface, dense_cells
+from models.density_surface import check_surface_density
 from models.gaussians import Gaussians, cone_gaussians
+from models.gradient_scaling import check_reach
 from models.integrated_fields import ColorHead, DensityMLP, EncodingConfig, LayersConfig, Precision
-from models.model import Model
 from models.proposal import composite_weights
 from models.resampling import anneal, dilate, resample_intervals
 from models.spacing import distances_from_s
+from models.unbounded import Shading, UnboundedModel
 from utils.errors import ConfigError
 from utils.types import Budget, Progress, RayHistogram, Rays, RenderOutput, Scene
 
@@ -89,12 +89,16 @@ class MipNeRF360Config:
     encoding: EncodingConfig = field(default_factory=EncodingConfig)
     proposal: MipProposalConfig = field(default_factory=MipProposalConfig)
     radiance: MipRadianceConfig = field(default_factory=MipRadianceConfig)
+    appearance: AppearanceConfig = field(default_factory=AppearanceConfig)
     dilation: float = 0.5
     """By this share of a mean interval's length a proposal is widened before it is sampled."""
     dilation_bias: float = 0.0025
     """And by this much of s, however short intervals are."""
     precision: Precision = "float32"
     """Of the hidden layers' matrix products: bfloat16 is what the authors' TPUs round their factors to."""
+    gradient_scaling: float = 0.0
+    """Distance from a camera up to which gradients get fainter towards it, units (see
+    ``gradient_scaling.py``). 0 leaves them alone."""
     surface_density: float = 5.0
     """Density of the level set that meshes show, 1 / scene units; after long runs, in which surfaces become
     opaque, any higher one shows nearly the same."""
@@ -106,10 +110,11 @@ class MipNeRF360Config:
             ("unit", 0, 1e6),
             ("dilation", 0, 100),
             ("dilation_bias", 0, 1),
-            ("surface_density", 1e-3, 1e5),
         ):
             if not low <= getattr(self, key) <= high:
                 raise ValueError(f"model.{key}: must lie in {low:g}..{high:g}, got {getattr(self, key):g}")
+        check_surface_density(self.surface_density)
+        check_reach("model.gradient_scaling", self.gradient_scaling)
 
 
 def _check_layers(where: str, layers: LayersConfig) -> None:
@@ -118,18 +123,15 @@ def _check_layers(where: str, layers: LayersConfig) -> None:
             raise ValueError(f"{where}.{key}: must lie in 1..{high}, got {getattr(layers, key)}")
 
 
-class MipNeRF360(Model):
+class MipNeRF360(UnboundedModel):
     """Proposals and a radiance field on Gaussians, over all of space."""
 
     def __init__(self, config: MipNeRF360Config, scene: Scene, backends: Backends) -> None:
-        super().__init__(backends)
+        super().__init__(config, scene, backends, config.encoding.contracted, config.opaque_background)
         if scene.cameras.ndc is not None:
             what = "mipnerf360 brings infinity in by itself, and its cones have no place in warped space"
             raise ConfigError("dataset.ndc", what, "set it to false")
         self.config = config
-        self.unit = config.unit or camera_radius(scene)
-        self.reach = math.inf if config.encoding.contracted else 1.0
-        self.is_opaque = config.opaque_background
         self.pixel_width = _pixel_width(scene)
         precision = config.precision
         self.proposal = DensityMLP(config.encoding, config.proposal, precision)
@@ -139,7 +141,10 @@ class MipNeRF360(Model):
             config.radiance.bottleneck_width,
             config.radiance.view_width,
             config.encoding.direction_frequencies,
+            config.appearance.inputs,
         )
+        # Last, so that the networks start out alike with them and without.
+        self.embedding, self.exposure = per_image_modules(config.appearance, scene)
 
     @property
     def device(self) -> torch.device:
@@ -151,22 +156,12 @@ class MipNeRF360(Model):
         """0: there is no hash grid."""
         return 0
 
-    @property
-    def num_proposals(self) -> int:
-        """How often the proposals are asked where samples are needed."""
-        return len(self.config.proposal.num_samples)
-
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by their learning rate and the norm to which their gradients are clipped together."""
-        return {
-            "networks": [*self.radiance.parameters(), *self.color.parameters()],
-            "proposals": list(self.proposal.parameters()),
-        }
-
-    def scalars(self, progress: Progress) -> dict[str, float]:
-        """For the history: nothing."""
-        del progress
-        return {}
+        groups: dict[str, list[nn.Parameter]] = {"networks": [], "proposals": []}
+        for name, parameter in self.named_parameters():
+            groups["proposals" if name.startswith("proposal.") else "networks"].append(parameter)
+        return groups
 
     def sample(
         self, rays: Rays, progress: Progress, generator: torch.Generator | None
@@ -189,7 +184,8 @@ class MipNeRF360(Model):
             edges = self._resample(edges, weights, count, mean_length, progress, generator)
             distances = self._distances(edges)
             density, _ = self.proposal(self._cones(origins, directions, rays.radii, distances))
-            weights = self._weights(density, distances)
+            lengths = distances.diff(dim=1)
+            weights = composite_weights(density, lengths, self.is_opaque, self.backends.compositing)
             histograms.append(RayHistogram(edges, weights))
             mean_length /= count
         edges = self._resample(edges, weights, config.radiance.num_samples, mean_length, progress, generator)
@@ -228,12 +224,6 @@ class MipNeRF360(Model):
         radii = torch.zeros_like(distances[:, 0]) if radii is None else radii
         return cone_gaussians(origins / self.unit, directions, radii, distances)
 
-    def _weights(
-        self, density: Float[Tensor, " R_N"], distances: Float[Tensor, "R N_plus_1"]
-    ) -> Float[Tensor, "R N"]:
-        ends, backend = self.config.opaque_background, self.backends.compositing
-        return composite_weights(density, distances.diff(dim=1), ends, backend)
-
     def render(
         self,
         rays: Rays,
@@ -244,9 +234,6 @@ class MipNeRF360(Model):
     ) -> RenderOutput:
         """Propose, query, composite: rays in, pixels out.
 
-        The depth is the geometric mean of the distances, times the opacity: of the arithmetic one the sky
-        would have the say wherever it has the slightest weight.
-
         Args:
             rays: in scene space; where they meet the unit sphere is of no account.
             progress: how far the proposals' annealing is.
@@ -254,7 +241,7 @@ class MipNeRF360(Model):
             generator: jitters the samples (training); ``None`` takes the middles, and computes normals.
             budget: every ray is rendered whatever it says; those behind its ``num_rays`` do not count.
         """
-        edges, proposals = self.sample(rays, progress, generator)
+        edges, proposed = self.sample(rays, progress, generator)
         distances = self._distances(edges)
         cones = self._cones(rays.origins, rays.directions, rays.radii, distances)
         if generator is None:
@@ -263,29 +250,16 @@ class MipNeRF360(Model):
         else:
             density, features = self.radiance(cones)
             normal = torch.zeros_like(cones.means)
-        shape = (*distances[:, 1:].shape, 3)
-        rgb = self.color(features, rays.directions).view(shape)
-        weights = self._weights(density, distances)
+        rgb = self.color(features, rays.directions, self.appearance_of(rays))
+        t_middle = 0.5 * (distances[:, 1:] + distances[:, :-1])
+        weights, rgb = self.weigh(density, rgb, distances.diff(dim=1), t_middle)
         opacity = weights.sum(dim=1)
-        pixels = (weights[..., None] * rgb).sum(dim=1) + (1.0 - opacity[:, None]) * background_color
-        with torch.set_grad_enabled(torch.is_grad_enabled() and progress.learns_from_geometry):
-            middles = (0.5 * self.unit * (distances[:, 1:] + distances[:, :-1])).log()
-            mean = ((weights * middles).sum(dim=1) / opacity.clamp(min=1e-6)).exp()
-            shown = (weights[..., None] * normal.view(shape)).sum(dim=1)
-        is_served = None if budget is None else budget.counts(len(rays))
-        total = sum(self.config.proposal.num_samples) + self.config.radiance.num_samples
-        return RenderOutput(
-            rgb=pixels,
-            opacity=opacity,
-            depth=opacity * mean,
-            normal=shown,
-            positions=cones.means.detach() * self.unit,
-            weights=weights.flatten(),
-            num_marched=total * (len(rays) if budget is None else budget.num_rays),
-            is_sample=None if is_served is None else is_served.repeat_interleave(shape[1]),
-            is_served=is_served,
-            histograms=(*proposals, RayHistogram(edges, weights)),
+        color = (weights[..., None] * rgb.view(*weights.shape, 3)).sum(dim=1)
+        shading = Shading(
+            *(proposed, edges, t_middle, cones.means.detach() * self.unit, normal),
+            *(weights, color, opacity),
         )
+        return self.composite(rays, shading, progress, background_color, budget)
 
     def _with_slope(
         self, cones: Gaussians
@@ -297,12 +271,6 @@ class MipNeRF360(Model):
             (slope,) = torch.autograd.grad(density.sum(), means)
         return density.detach(), features.detach(), slope
 
-    def frozen_at(self, progress: Progress, extent: float = 1.0) -> DensitySurface:
-        """The level set of the density, ready to be asked."""
-        del progress
-        level = self.config.surface_density
-        return DensitySurface(self, level, dense_cells(self, 0.1 * level, extent), extent)
-
     def query_density(self, positions: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
         """Density, 1 / scene units, averaged over the width of a pixel; differentiable."""
         return self.radiance(self._cubes(positions))[0] / self.unit
@@ -310,9 +278,9 @@ class MipNeRF360(Model):
     def query_color(
         self, positions: Float[Tensor, "P 3"], directions: Float[Tensor, "P 3"]
     ) -> Float[Tensor, "P 3"]:
-        """Colour 0..1 seen along unit directions that point away from the viewer; differentiable."""
+        """Colour 0..1 seen along unit directions, that of no particular photograph; differentiable."""
         _, features = self.radiance(self._cubes(positions))
-        return self.color(features, directions).clamp(0.0, 1.0)
+        return self.color(features, directions, self.mean_appearance(len(positions))).clamp(0.0, 1.0)
 
     def _cubes(self, positions: Float[Tensor, "P 3"]) -> Gaussians:
         # Of points the finest octaves speak, too, which the cones of training have mostly averaged out.

@@ -68,9 +68,10 @@ class Model(nn.Module, ABC):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by their learning rate's key in ``trainer.optimizer``."""
 
-    @abstractmethod
     def scalars(self, progress: Progress) -> dict[str, float]:
         """Numbers of its own for the history."""
+        del progress
+        return {}
 
     @abstractmethod
     def render(

@@ -17,9 +17,8 @@ from models.background import BackgroundConfig
 from models.bounded import BoundedModel, Shading, jitter_of
 from models.chunks import in_chunks
 from models.density_field import DensityField, DensityFieldConfig
-from models.density_surface import DensitySurface, density_normals
+from models.density_surface import DensitySurface, check_surface_density, density_normals
 from models.gradient_scaling import check_reach
-from models.marching import march
 from models.marching.transmittance import drop_dark
 from models.model import SurfaceModel
 from models.occupancy import OccupancyConfig
@@ -52,8 +51,7 @@ class NGPConfig:
             raise ValueError(f"model.step: must lie in 1e-5..1, got {self.step}")
         if not 0 <= self.min_transmittance < 1:
             raise ValueError(f"model.min_transmittance: must lie in [0, 1), got {self.min_transmittance}")
-        if not 1e-3 <= self.surface_density <= 1e5:
-            raise ValueError(f"model.surface_density: must lie in 1e-3..1e5, got {self.surface_density}")
+        check_surface_density(self.surface_density)
         check_reach("model.gradient_scaling", self.gradient_scaling)
 
 
@@ -80,17 +78,11 @@ class NGP(BoundedModel):
         self, rays: Rays, generator: torch.Generator | None, budget: Budget | None = None
     ) -> tuple[RaySamples, int | Int64[Tensor, ""]]:
         """March, then drop what is hidden. Returns the samples, and how many were marched."""
-        rays, jitter = rays.detach(), jitter_of(rays, generator)
-        marched, rendered = (None, None) if budget is None else (budget.marched, budget.rendered)
-        threshold = self.config.min_transmittance
-        samples = march(
-            *(rays, self.occupancy.occupied, self.config.step, jitter, self.backends.marching),
-            capacity=marched if threshold > 0 else rendered,
-        )
-        num_marched = len(samples) if budget is None else samples.count
+        rays, jitter, threshold = rays.detach(), jitter_of(rays, generator), self.config.min_transmittance
+        samples, num_marched = self.march(rays, self.config.step, jitter, budget, threshold > 0)
         if threshold > 0 and len(samples) > 0:
+            count, rendered = (None, None) if budget is None else (samples.count, budget.rendered)
             with torch.no_grad():
-                count = None if budget is None else samples.count
                 alpha = _alpha(self.density_field.density(samples.positions(rays), count)[0], samples)
             samples = drop_dark(samples, alpha, threshold, self.backends.compositing, capacity=rendered)
         return samples, num_marched

@@ -17,7 +17,6 @@ Source: mip-NeRF 360 (Barron et al. 2022), section 3, for proposals, contraction
 et al. 2023) for hash grids in these places.
 """
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -27,16 +26,15 @@ from torch import Tensor, nn
 
 from models.appearance import AppearanceConfig, per_image_modules
 from models.backends import Backends
-from models.compositing import accumulate
-from models.contraction import CONTRACTED_RADIUS, ContractionNorm, camera_radius, contract
+from models.contraction import CONTRACTED_RADIUS, ContractionNorm, contract
 from models.density_field import DensityField, DensityFieldConfig
-from models.density_surface import DensitySurface, dense_cells, density_normals
-from models.gradient_scaling import check_reach, scale_gradients
-from models.model import Model
-from models.proposal import ProposalConfig, ProposalSampler, dense_weights, opacities
+from models.density_surface import check_surface_density, density_normals
+from models.gradient_scaling import check_reach
+from models.proposal import ProposalConfig, ProposalSampler, dense_sums
 from models.spacing import Spacing
+from models.unbounded import Shading, UnboundedModel
 from utils.errors import ConfigError
-from utils.types import Budget, Progress, RayHistogram, Rays, RenderOutput, Scene
+from utils.types import Budget, Progress, Rays, RenderOutput, Scene
 
 
 @dataclass(frozen=True)
@@ -77,36 +75,34 @@ class ProposalNeRFConfig:
             raise ValueError(f"model.unit: must be 0 or lie in 1..1e6, got {self.unit:g}")
         if not 0 < self.near < self.far:
             raise ValueError(f"model.near: must lie in (0, far = {self.far:g}), got {self.near:g}")
-        if not 1e-3 <= self.surface_density <= 1e5:
-            raise ValueError(f"model.surface_density: must lie in 1e-3..1e5, got {self.surface_density}")
+        check_surface_density(self.surface_density)
         check_reach("model.gradient_scaling", self.gradient_scaling)
 
 
-class ProposalNeRF(Model):
+class ProposalNeRF(UnboundedModel):
     """Density and colour over all of space, and the proposals that place samples."""
 
     def __init__(self, config: ProposalNeRFConfig, scene: Scene, backends: Backends) -> None:
-        super().__init__(backends)
-        self.config = config
-        self.norm: ContractionNorm | None = None if config.contraction == "none" else config.contraction
-        if self.norm is not None and scene.cameras.ndc is not None:
+        norm: ContractionNorm | None = None if config.contraction == "none" else config.contraction
+        super().__init__(config, scene, backends, is_contracted=norm is not None, is_opaque=norm is not None)
+        self.config, self.norm = config, norm
+        if norm is not None and scene.cameras.ndc is not None:
             raise ConfigError(
                 "model.contraction",
                 "nothing lies beyond a scene that dataset.ndc brings in from infinity",
                 "set it to none, or dataset.ndc to false",
             )
-        self.unit = 1.0 if self.norm is None else config.unit or camera_radius(scene)
-        bound = 1.0 if self.norm is None else CONTRACTED_RADIUS
-        self.reach = 1.0 if self.norm is None else math.inf
-        self.is_opaque = self.norm is not None
+        if norm is None:
+            self.unit = 1.0
+        bound = 1.0 if norm is None else CONTRACTED_RADIUS
         self.density_field = DensityField(config.density_field, bound, backends, config.appearance.inputs)
         self.embedding, self.exposure = per_image_modules(config.appearance, scene)
         self.sampler = ProposalSampler(
             *(config.proposal, config.num_samples),
             spacing=config.spacing,
-            contraction=self.norm,
+            contraction=norm,
             bound=bound,
-            ends=self.norm is not None,
+            ends=self.is_opaque,
             backends=backends,
         )
 
@@ -119,16 +115,6 @@ class ProposalNeRF(Model):
     def num_levels(self) -> int:
         """Levels of the field's hash grid, all of them open from the start."""
         return self.density_field.grid.num_levels
-
-    @property
-    def num_proposals(self) -> int:
-        """Fields that place the samples."""
-        return len(self.config.proposal.num_samples)
-
-    def scalars(self, progress: Progress) -> dict[str, float]:
-        """For the history: nothing."""
-        del progress
-        return {}
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by their learning rate, the proposals' among the field's: ``grid`` and ``networks``."""
@@ -154,9 +140,6 @@ class ProposalNeRF(Model):
     ) -> RenderOutput:
         """Propose, query, composite: rays in, pixels out.
 
-        The depth is the geometric mean of the distances, times the opacity: of the arithmetic one the sky
-        would have the say wherever it has the slightest weight.
-
         Args:
             rays: in scene space; with contraction, where they meet the unit sphere is of no account.
             progress: how far the proposals' annealing is.
@@ -173,54 +156,25 @@ class ProposalNeRF(Model):
         intervals, proposed = self.sampler(scaled, near, far, progress.proposal_anneal, generator, num_rays)
         density, features = self.density_field.density(intervals.positions, count)
         indices = torch.arange(len(rays), device=near.device).repeat_interleave(self.config.num_samples)
-        appearance = None if self.embedding is None else self.embedding(rays.camera_indices)
-        rgb = self.density_field.color(features, rays.directions, indices, count, appearance)
+        rgb = self.density_field.color(features, rays.directions, indices, count, self.appearance_of(rays))
         lengths = intervals.lengths
         if self.norm is None:
             # A ray that misses the unit sphere sees nothing.
             lengths = torch.where((far > near)[:, None], lengths, 0.0)
-        alpha = opacities(density, lengths, ends=self.norm is not None)
-        if self.config.gradient_scaling > 0:
-            distances, reach = intervals.t_middle.reshape(-1), self.config.gradient_scaling
-            flat, rgb = scale_gradients(alpha.reshape(-1), rgb, distances, reach)
-            alpha = flat.view_as(alpha)
-        weights = dense_weights(alpha, self.backends.compositing)
-
-        offsets = torch.arange(len(rays) + 1, device=near.device) * self.config.num_samples
+        t_middle = intervals.t_middle
+        weights, rgb = self.weigh(density, rgb, lengths, t_middle)
         values = torch.cat([rgb, torch.ones_like(rgb[:, :1])], dim=1)
-        pixels = accumulate(weights.reshape(-1), values, offsets, self.backends.compositing)
-        color, opacity = pixels[:, :3], pixels[:, 3]
-        if self.exposure is not None:
-            color = self.exposure(color, rays.camera_indices, opacity)
-        distances = (intervals.t_middle * self.unit)[..., None]
-        positions = rays.origins[:, None] + distances * rays.directions[:, None]
-        with torch.no_grad():
-            normal = torch.zeros_like(positions)
-            if generator is None:
-                normal = density_normals(self.query_density, positions.flatten(0, 1)).view_as(positions)
-            geometry = torch.cat([normal, distances.log()], dim=2).flatten(0, 1)
-            seen = accumulate(weights.reshape(-1), geometry, offsets, self.backends.compositing)
-            mean = torch.exp(seen[:, 3] / opacity.clamp(min=1e-6))
-        total = sum(self.config.proposal.num_samples) + self.config.num_samples
-        is_served = None if budget is None else budget.counts(len(rays))
-        return RenderOutput(
-            rgb=color + (1.0 - opacity[:, None]) * background_color,
-            opacity=opacity,
-            depth=opacity * mean,
-            normal=seen[:, :3],
-            positions=positions.flatten(0, 1),
-            weights=weights.flatten(),
-            num_marched=total * (len(rays) if num_rays is None else num_rays),
-            is_sample=None if is_served is None else is_served.repeat_interleave(self.config.num_samples),
-            is_served=is_served,
-            histograms=(*proposed, RayHistogram(intervals.s, weights)),
+        pixels = dense_sums(weights, values, self.backends.compositing)
+        distances = (t_middle * self.unit)[..., None]
+        positions = (rays.origins[:, None] + distances * rays.directions[:, None]).flatten(0, 1)
+        normal = torch.zeros_like(positions)
+        if generator is None:
+            normal = density_normals(self.query_density, positions)
+        shading = Shading(
+            *(proposed, intervals.s, t_middle, positions, normal),
+            *(weights, pixels[:, :3], pixels[:, 3]),
         )
-
-    def frozen_at(self, progress: Progress, extent: float = 1.0) -> DensitySurface:
-        """The level set of the density, ready to be asked."""
-        del progress
-        level = self.config.surface_density
-        return DensitySurface(self, level, dense_cells(self, 0.1 * level, extent), extent)
+        return self.composite(rays, shading, progress, background_color, budget)
 
     def _contracted(self, positions: Float[Tensor, "P 3"]) -> Float[Tensor, "P 3"]:
         positions = positions / self.unit
@@ -236,5 +190,5 @@ class ProposalNeRF(Model):
         """Colour 0..1 seen from ``directions`` (unit, pointing away from the viewer)."""
         _, features = self.density_field.density(self._contracted(positions))
         indices = torch.arange(len(positions), device=positions.device)
-        appearance = None if self.embedding is None else self.embedding.mean(len(positions))
+        appearance = self.mean_appearance(len(positions))
         return self.density_field.color(features, directions, indices, appearance=appearance)

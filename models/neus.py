@@ -18,7 +18,7 @@ from models.bounded import BoundedModel, Shading, jitter_of
 from models.chunks import in_chunks
 from models.fields import RadianceConfig, RadianceField, SDFConfig, SDFField
 from models.gradient_scaling import check_reach
-from models.marching import drop_hidden, march
+from models.marching import drop_hidden
 from models.marching.importance import place_by_importance
 from models.model import SurfaceModel
 from models.occupancy import OccupancyConfig
@@ -147,18 +147,13 @@ class NeuS(BoundedModel):
 
         Returns the samples, and how many were marched.
         """
-        rays, step = rays.detach(), self.step_size(progress)
-        jitter = jitter_of(rays, generator)
-        marched, rendered = (None, None) if budget is None else (budget.marched, budget.rendered)
+        rays, step, jitter = rays.detach(), self.step_size(progress), jitter_of(rays, generator)
         by_importance, threshold = self.config.importance, self.config.min_transmittance
         looks_ahead = by_importance > 0 or threshold > 0
-        samples = march(
-            *(rays, self.occupancy.occupied, step, jitter, self.backends.marching),
-            capacity=marched if looks_ahead else rendered,
-        )
-        num_marched = len(samples) if budget is None else samples.count
+        samples, num_marched = self.march(rays, step, jitter, budget, looks_ahead)
         if looks_ahead and len(samples) > 0:
-            sdf = self.query_sdf(samples.positions(rays), progress, None if budget is None else samples.count)
+            count, rendered = (None, None) if budget is None else (samples.count, budget.rendered)
+            sdf = self.query_sdf(samples.positions(rays), progress, count)
             inv_s = self.inv_s(progress).detach()
             if by_importance > 0:
                 samples = place_by_importance(

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from encoder import HashGrid, HashGridConfig
 from models.backends import Backends
-from models.compositing import render_weights
+from models.compositing import accumulate, render_weights
 from models.contraction import ContractionNorm, contract
 from models.density_field import density_of
 from models.fields import make_network
@@ -74,7 +74,9 @@ class ProposalConfig:
             try:
                 self.hash_grid(resolution)
             except ValueError as error:
-                raise ValueError(f"proposal.{error}") from None
+                key, _, what = str(error).removeprefix("hash_grid.").partition(": ")
+                key = "max_resolutions" if key == "max_resolution" else key
+                raise ValueError(f"proposal.{key}: {what}") from None
 
     def hash_grid(self, max_resolution: int) -> HashGridConfig:
         """The grid of one proposal."""
@@ -158,6 +160,15 @@ def dense_weights(alpha: Float[Tensor, "R N"], backend: str) -> Float[Tensor, "R
     num_rays, num = alpha.shape
     offsets = torch.arange(num_rays + 1, device=alpha.device) * num
     return render_weights(alpha.reshape(-1), offsets, backend).view(num_rays, num)
+
+
+def dense_sums(
+    weights: Float[Tensor, "R N"], values: Float[Tensor, "R_N C"], backend: str
+) -> Float[Tensor, "R C"]:
+    """:func:`models.compositing.accumulate` of N intervals on every ray."""
+    num_rays, num = weights.shape
+    offsets = torch.arange(num_rays + 1, device=weights.device) * num
+    return accumulate(weights.reshape(-1), values, offsets, backend)
 
 
 def composite_weights(

@@ -29,7 +29,7 @@ from encoder import encode_frequency, frequency_width
 from models.appearance import AppearanceConfig, per_image_modules
 from models.backends import Backends
 from models.chunks import in_chunks
-from models.density_surface import DensitySurface, dense_cells, density_normals
+from models.density_surface import DensitySurface, check_surface_density, dense_cells, density_normals
 from models.gradient_scaling import check_reach, scale_gradients
 from models.model import Model
 from models.proposal import composite_weights
@@ -81,10 +81,10 @@ class VanillaNeRFConfig:
             ("num_coarse", 4, 4096),
             ("num_fine", 1, 4096),
             ("density_noise", 0, 100),
-            ("surface_density", 1e-3, 1e5),
         ):
             if not low <= getattr(self, key) <= high:
                 raise ValueError(f"model.{key}: must lie in {low:g}..{high:g}, got {getattr(self, key):g}")
+        check_surface_density(self.surface_density)
         check_reach("model.gradient_scaling", self.gradient_scaling)
 
 
@@ -170,11 +170,6 @@ class VanillaNeRF(Model):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """All are ``networks``."""
         return {"networks": list(self.parameters())}
-
-    def scalars(self, progress: Progress) -> dict[str, float]:
-        """For the history: nothing."""
-        del progress
-        return {}
 
     def density_of(
         self, raw: Float[Tensor, " S"], generator: torch.Generator | None = None

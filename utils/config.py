@@ -403,12 +403,33 @@ def _build(typed: DictConfig, key: str) -> Any:
             # Range checks live in __post_init__ of the dataclasses and begin with the dotted key themselves.
             where, colon, rest = str(error).partition(": ")
             what, _, remedy = (rest if colon else str(error)).partition("; ")
-            raise ConfigError(where if colon else key, what, remedy or "correct the value") from None
+            where = _whole_key(where, _refused(value, key)) if colon else key
+            raise ConfigError(where, what, remedy or "correct the value") from None
     if key in ("name", "tag") and (value in ("", ".", "..") or re.search(r"[/\\\0]", value)):
         raise ConfigError(key, f"{value!r} cannot be the name of a folder", "leave out slashes")
     if key == "seed" and not 0 <= value < 2**32:
         raise ConfigError(key, f"must be between 0 and 2^32 - 1, got {value}", "choose another seed")
     return value
+
+
+def _refused(section: DictConfig, key: str) -> str:
+    """Dotted key of the innermost dataclass that refuses its values, somewhere in the section at ``key``."""
+    for name, below in typing.cast(Mapping[str, Any], section).items():
+        if isinstance(below, DictConfig):
+            try:
+                OmegaConf.to_object(below)
+            except ValueError:
+                return _refused(below, f"{key}.{name}")
+    return key
+
+
+def _whole_key(where: str, section: str) -> str:
+    """A key of a section that stands in several places, and so names its keys from itself on, in full.
+
+    ``proposal.padding`` of ``model.background.proposal`` is ``model.background.proposal.padding``.
+    """
+    parent, _, last = section.rpartition(".")
+    return f"{parent}.{where}" if parent and where.partition(".")[0] == last else where
 
 
 def _first_line(error: Exception) -> str:

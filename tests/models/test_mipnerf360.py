@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from encoder import icosahedron_directions
-from models import mipnerf360
+from models import unbounded
 from models.backends import Backends
 from models.contraction import contract
 from models.density_surface import dense_cells
@@ -406,7 +406,7 @@ def test_density_counts_in_scene_units() -> None:
 
 
 def test_surface_is_where_the_density_passes_its_level(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mipnerf360, "dense_cells", partial(dense_cells, size=32))
+    monkeypatch.setattr(unbounded, "dense_cells", partial(dense_cells, size=32))
     positions = torch.randn(201, 3) * 0.4
 
     def ball(model: MipNeRF360, at: Tensor) -> Tensor:

@@ -222,7 +222,11 @@ def test_an_empty_stretch_gives_finite_results() -> None:
         ({"num_samples": (64,)}, r"^proposal\.max_resolutions: must be as many"),
         ({"hidden_width": 0}, r"^proposal\.hidden_width"),
         ({"padding": -0.1}, r"^proposal\.padding"),
-        ({"max_resolutions": (64, 8)}, r"proposal\.hash_grid\.max_resolution"),
+        (
+            {"max_resolutions": (64, 8)},
+            r"^proposal\.max_resolutions: must not be below base_resolution 16, got 8",
+        ),
+        ({"num_levels": 0}, r"^proposal\.num_levels: must be between 1 and 32, got 0"),
     ],
 )
 def test_config_out_of_range(change: dict[str, object], message: str) -> None:

@@ -12,6 +12,8 @@ from systems.rendering import render_view
 from systems.trainer import OptimizerConfig, Trainer
 
 MIP = "tiny_mipnerf360"
+EMBEDDING = ("model.appearance.mode=embedding", "model.appearance.width=4", "model.gradient_scaling=3")
+EXPOSURE = ("model.appearance.mode=exposure",)
 
 
 def train(trainer: Trainer, steps: int) -> list[float]:
@@ -38,20 +40,26 @@ def test_held_out_views_get_better(tmp_path: Path, buffers: str) -> None:
     assert held_out_psnr(trainer) > max(before + 5, 19)
 
 
-def test_both_kinds_of_buffers_see_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("overrides", [(), EMBEDDING, EXPOSURE], ids=["plain", "embedding", "exposure"])
+def test_both_kinds_of_buffers_see_the_same(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     packed, fixed = (
-        new_trainer(tmp_path / kind, f"trainer.buffers={kind}", method=MIP) for kind in ("packed", "fixed")
+        new_trainer(tmp_path / kind, f"trainer.buffers={kind}", *overrides, method=MIP)
+        for kind in ("packed", "fixed")
     )
     assert train(packed, 3) == pytest.approx(train(fixed, 3), rel=1e-4)
 
 
 @needs_triton
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="a GPU checks this itself when it records a step")
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_step_waits_for_nothing(tmp_path: Path, precision: str) -> None:
+@pytest.mark.parametrize(
+    "overrides",
+    [("model.precision=float32",), ("model.precision=bfloat16",), EMBEDDING, EXPOSURE],
+    ids=["float32", "bfloat16", "embedding", "exposure"],
+)
+def test_a_step_waits_for_nothing(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     trainer = new_trainer(
         *(tmp_path, "trainer.buffers=fixed", "model.backend=cuda", "trainer.max_rays=4"),
-        *(f"model.precision={precision}", "model.encoding.contracted=true", "model.opaque_background=true"),
+        *("model.encoding.contracted=true", "model.opaque_background=true", *overrides),
         method=MIP,
     )
     trainer.train_step()
@@ -61,12 +69,13 @@ def test_a_step_waits_for_nothing(tmp_path: Path, precision: str) -> None:
         step._step(live)
 
 
-def test_resumed_training_is_the_same_training(tmp_path: Path) -> None:
-    whole = new_trainer(tmp_path, method=MIP)
+@pytest.mark.parametrize("overrides", [(), EMBEDDING], ids=["plain", "embedding"])
+def test_resumed_training_is_the_same_training(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    whole = new_trainer(tmp_path, *overrides, method=MIP)
     train(whole, 3)
     whole.save_checkpoint()
     train(whole, 3)
-    resumed = resumed_trainer(whole, method=MIP)
+    resumed = resumed_trainer(whole, *overrides, method=MIP)
     train(resumed, 3)
     assert same_tensors(parameters_of(whole), parameters_of(resumed))
 

@@ -1,5 +1,6 @@
 """What is refused before anything is loaded: keys without effect, priors that nobody looks at."""
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,6 +101,31 @@ def test_keys_without_effect(overrides: list[str], line: str) -> None:
 )
 def test_keys_with_effect(overrides: list[str]) -> None:
     check_overrides(tiny_config(*overrides).tree, overrides)
+
+
+@pytest.mark.parametrize(
+    ("method", "override", "key"),
+    [
+        ("tiny", "model.background.proposal.num_samples=[1,1]", "model.background.proposal.num_samples"),
+        ("tiny", "model.background.hash_grid.num_levels=0", "model.background.hash_grid.num_levels"),
+        ("tiny", "model.sdf.hash_grid.num_levels=0", "model.sdf.hash_grid.num_levels"),
+        ("tiny_nerf_proposal", "model.proposal.num_samples=[1,1]", "model.proposal.num_samples"),
+        ("tiny_nerf_proposal", "model.proposal.max_resolutions=[4,4]", "model.proposal.max_resolutions"),
+        ("tiny_mipnerf360", "model.proposal.num_samples=[1,1]", "model.proposal.num_samples"),
+    ],
+)
+def test_a_number_out_of_range_names_its_key_in_full(method: str, override: str, key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{re.escape(key)}: must "):
+        tiny_config(override, method=method)
+
+
+def test_mipnerf360_has_light_per_image_and_fainter_gradients() -> None:
+    overrides = ["model.appearance.mode=embedding", "model.appearance.width=3", "model.gradient_scaling=1"]
+    given = tiny_config(*overrides, method="tiny_mipnerf360")
+    check_overrides(given.tree, overrides)
+    check_model_keys(tiny_model(given), overrides)
+    with pytest.raises(ConfigError, match=r"^model\.appearance\.width: has no effect"):
+        check_overrides(tiny_config(method="tiny_mipnerf360").tree, overrides[1:2])
 
 
 def test_configs_may_hold_what_is_off() -> None:

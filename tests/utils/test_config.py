@@ -19,7 +19,8 @@ class HashGrid:
     def __post_init__(self) -> None:
         if self.levels < 1:
             raise ValueError(
-                f"model.sdf.hash_grid.levels: must be at least 1, got {self.levels}; use e.g. 12"
+                # It stands in several places.
+                f"hash_grid.levels: must be at least 1, got {self.levels}; use e.g. 12"
             )
 
 
@@ -28,11 +29,16 @@ class Sdf:
     hash_grid: HashGrid = field(default_factory=HashGrid)
     widths: tuple[int, ...] = (64, 64)
 
+    def __post_init__(self) -> None:
+        if not self.widths:
+            raise ValueError("model.sdf.widths: must be one number or more")
+
 
 @dataclass(frozen=True)
 class Background:
     color: tuple[float, float, float] = (1.0, 1.0, 1.0)
     strength: Any = 0.5
+    hash_grid: HashGrid = field(default_factory=HashGrid)
 
 
 @dataclass(frozen=True)
@@ -291,6 +297,11 @@ def test_parsed_yaml_loads_to_an_equal_config(tmp_path: Path) -> None:
             "model.sdf.hash_grid.levels=0",
             "model.sdf.hash_grid.levels: must be at least 1, got 0; use e.g. 12",
         ),
+        (
+            "model.background.hash_grid.levels=0",
+            "model.background.hash_grid.levels: must be at least 1, got 0; use e.g. 12",
+        ),
+        ("model.sdf.widths=[]", "model.sdf.widths: must be one number or more; correct the value"),
         ("trainer.lr=-1", "trainer: the learning rate must be positive; correct the value"),
         ("seed=-1", "seed: must be between 0 and 2^32 - 1, got -1; choose another seed"),
         ("tag=a/b", "tag: 'a/b' cannot be the name of a folder; leave out slashes"),
