@@ -32,11 +32,11 @@ def sections() -> dict[str, Any]:
     """The config's sections, each with its dataclass or its dataclasses by name."""
     from models import MODELS
     from process_data import DATASETS
-    from systems import SYSTEMS, evaluate, export, trainer
+    from systems import SYSTEMS, evaluate, export, trainer_config
 
     named: dict[str, Any] = {"dataset": DATASETS, "model": MODELS, "system": SYSTEMS}
     return {key: {name: pair[0] for name, pair in known.items()} for key, known in named.items()} | {
-        "trainer": trainer.TrainerConfig,
+        "trainer": trainer_config.TrainerConfig,
         "export": export.ExportConfig,
         "test": evaluate.TestConfig,
     }

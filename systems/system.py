@@ -80,6 +80,14 @@ class System(Generic[C]):
         weights = {name: value_at(getattr(self.config.loss, name), fraction) for name in self.terms}
         return {name: weight for name, weight in weights.items() if weight > 0}
 
+    def describe_losses(self) -> str:
+        """One line: the terms that are on at some time, each with its weight or its schedule as written."""
+        weights = {name: getattr(self.config.loss, name) for name in self.terms if self.is_ever_on(name)}
+        return "  ".join(
+            f"{name} {weight:g}" if isinstance(weight, (int, float)) else f"{name} {weight}"
+            for name, weight in weights.items()
+        )
+
     def check_training(self, model: Model) -> None:
         """Make sure that the terms have all that they look at, and all of the model has a term to learn from.
 

@@ -245,7 +245,8 @@ def rooms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Rooms]:
                 Run=SimpleNamespace(start=fake.start, reopen=fake.reopen),
                 EarlyLog=lambda: SimpleNamespace(pour=lambda: None),
             ),
-            "trainer": SimpleNamespace(TrainerConfig=Plain, Trainer=fake.trainer),
+            "trainer": SimpleNamespace(Trainer=fake.trainer),
+            "trainer_config": SimpleNamespace(TrainerConfig=Plain),
         },
     }
     for name, content in modules.items():

@@ -292,7 +292,7 @@ def test_many_bad_steps_roll_back(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     poison(training, range(14, 17), "eikonal")
     with caplog.at_level(logging.WARNING):
         training.train()
-    assert (training.step, training.rollbacks, training.bad_steps) == (20, 1, 0)
+    assert (training.step, training.bad_steps.rollbacks, training.bad_steps.in_a_row) == (20, 1, 0)
     assert "step 14 skipped: eikonal is not finite (1 in a row)" in caplog.text
     assert "ckpt_000010.pth (1 of 3)" in caplog.text
 
@@ -314,7 +314,7 @@ def test_roll_backs_that_do_not_help_end_the_run(tmp_path: Path) -> None:
     poison(training, range(7, 1000), "gradient")
     with pytest.raises(TrainingError, match="a gradient is not finite in 2 steps in a row"):
         training.train()
-    assert training.rollbacks == 3
+    assert training.bad_steps.rollbacks == 3
 
 
 # Out of memory

@@ -8,8 +8,9 @@ from helpers_triton import DEVICE, needs_triton
 from test_device_step import NoWaiting, device_step_of
 from tiny import new_trainer, parameters_of, resumed_trainer, same_tensors
 
+from systems.optimizer import OptimizerConfig
 from systems.rendering import render_view
-from systems.trainer import OptimizerConfig, Trainer
+from systems.trainer import Trainer
 
 MIP = "tiny_mipnerf360"
 

@@ -29,7 +29,6 @@ from systems import checkpoint, patch_losses
 from systems.neus import NeuSSystem
 from systems.patch_losses import patch_ssim
 from systems.step import composite_masked, weighted_sum
-from systems.trainer import next_num_rays
 from utils import metrics
 from utils.errors import ConfigError
 from utils.types import Batch, Budget, Progress, RenderOutput
@@ -126,13 +125,6 @@ def test_what_the_terms_ask_for() -> None:
 
 
 # Enough rays
-
-
-def test_next_number_of_rays_is_never_below_the_patches() -> None:
-    config = tiny_config("trainer.samples_per_step=1000", "trainer.max_rays=200").trainer
-    assert next_num_rays(100, 2000, config, 75) == 95
-    assert next_num_rays(100, 100_000, config, 95) == 95
-    assert next_num_rays(95, 10**6, config, 95) == 95
 
 
 @pytest.mark.parametrize("buffers", ["fixed", "packed"])
