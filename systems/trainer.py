@@ -294,6 +294,7 @@ class Trainer:
         if self.device_step is not None:
             self.num_rays = int(self.device_step.budget.num_rays)
         state = {
+            "meaning": checkpoint.meaning_of(self.full_config.tree),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "batches": self.batches.state_dict(),
@@ -319,7 +320,7 @@ class Trainer:
             CheckpointError: it is missing, broken, of another model or of a newer version.
         """
         state = checkpoint.load(path)
-        checkpoint.load_weights(path, state, self.model)
+        checkpoint.load_weights(path, state, self.model, self.full_config.tree)
         checkpoint.load_poses(path, state, self.poses)
         self.bad_steps.restore(state["bad_steps"], state["rollbacks"])
         self._load(state)
