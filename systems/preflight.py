@@ -7,6 +7,7 @@ one key; the command line says what is meant.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 from models import Model
@@ -63,7 +64,7 @@ _SWITCHES: dict[str, tuple[str, ...]] = {
 }
 """A key, or all keys that begin so: what it does happens only where one of these is on."""
 
-_VAIN: dict[str, tuple[str, object, str]] = {
+_VAIN: dict[str, tuple[str, str | tuple[str, ...], str]] = {
     "trainer.lookahead": ("trainer.buffers", "packed", "fixed"),
     "trainer.cuda_graph": ("trainer.buffers", "packed", "fixed"),
     "trainer.optimizer.skip_untouched": ("trainer.buffers", "packed", "fixed"),
@@ -76,9 +77,10 @@ _VAIN: dict[str, tuple[str, object, str]] = {
     "model.appearance.width": ("model.appearance.mode", ("none", "exposure"), "embedding"),
     "model.background.proposal.": ("model.background.sampler", "inverse_distance", "proposal"),
     "model.unit": ("model.contraction", "none", "linf"),
+    "dataset.test_steps": ("test.path", "*.json", "orbit"),
 }
-"""A key, or all keys that begin so, without effect where another one has this value or one of these, and what
-that one would have to be."""
+"""A key, or all keys that begin so, without effect where another one has this value or form, or one of these,
+and what that one would have to be."""
 
 _LEARNED = ("model.initial_inv_s", "model.initial_beta", "trainer.optimizer.variance")
 """Keys of the learned sharpness."""
@@ -117,8 +119,8 @@ def check_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> None:
                 key, "has no effect while system.inv_s prescribes the sharpness", "leave one of the two out"
             )
         for start, (other, values, wanted) in _VAIN.items():
-            value = setting_at(tree, other)
-            if _is_at(key, start) and value in (values if isinstance(values, tuple) else (values,)):
+            value, forms = setting_at(tree, other), (values,) if isinstance(values, str) else values
+            if _is_at(key, start) and any(fnmatchcase(str(value), form) for form in forms):
                 what = f"has no effect with {other}={value}"
                 raise ConfigError(key, what, f"set {other}={wanted}, or leave it out")
         if key in _REPLACED:
