@@ -32,11 +32,11 @@ def sections() -> dict[str, Any]:
     """The config's sections, each with its dataclass or its dataclasses by name."""
     from models import MODELS
     from process_data import DATASETS
-    from systems import SYSTEMS, evaluate, export, trainer
+    from systems import SYSTEMS, evaluate, export, trainer_config
 
     named: dict[str, Any] = {"dataset": DATASETS, "model": MODELS, "system": SYSTEMS}
     return {key: {name: pair[0] for name, pair in known.items()} for key, known in named.items()} | {
-        "trainer": trainer.TrainerConfig,
+        "trainer": trainer_config.TrainerConfig,
         "export": export.ExportConfig,
         "test": evaluate.TestConfig,
     }
@@ -83,7 +83,7 @@ def execute(args: argparse.Namespace, argv: list[str]) -> None:
     if args.test or args.mesh:
         preflight.check_extent(model, settings.export)
     if ckpt is not None:
-        checkpoint.load_model(ckpt, model)
+        checkpoint.load_model(ckpt, model, settings.tree)
     # A checkpoint that was copied out of its run's folder starts a run of its own.
     if ckpt is not None and (ckpt.parent.parent / "config" / "parsed.yaml").is_file():
         run = record.Run.reopen(ckpt.parent.parent, args.logs_dir)
@@ -99,7 +99,7 @@ def execute(args: argparse.Namespace, argv: list[str]) -> None:
         ckpt = last
     if args.test or args.mesh:
         assert ckpt is not None  # The command line asks for one where nothing is trained.
-        step, fraction = checkpoint.load_model(ckpt, model)
+        step, fraction = checkpoint.load_model(ckpt, model, settings.tree)
         progress = system.progress_at(fraction)
         if args.test:
             evaluate.test(settings, scene, model, progress, run, step)

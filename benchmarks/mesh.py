@@ -24,7 +24,7 @@ def measure(path: Path, resolution: int) -> None:
     config, scene = load(str(path.parent.parent / "config" / "parsed.yaml"))
     model = build_model(config.model, scene, torch.device("cpu"))
     system = SYSTEMS[config.system.name][1](config.system, model.num_levels, scene.masks is not None)
-    _, fraction = checkpoint.load_model(path, model)
+    _, fraction = checkpoint.load_model(path, model, config.tree)
     surface = model.frozen_at(system.progress_at(fraction))
     extract_surface(surface.query_sdf, 64)  # compiles the kernels, once per installation
     before, start = peak_memory(), time.perf_counter()

@@ -65,6 +65,8 @@ class Capture:
 
 OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0])
 """Turns camera axes right-up-back (OpenGL, Blender, NeRF) into right-down-forward (OpenCV)."""
+_COMPANIONS = ("_mask", "_foreground_mask", "_depth", "_normal")
+"""Endings of what belongs to the picture whose name they follow."""
 
 
 def checked_pose(matrix: Any, where: object, what: str) -> Float64[np.ndarray, "3 4"]:
@@ -139,23 +141,27 @@ def list_pictures(folder: Path, layout: str) -> list[Path]:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The pictures directly in a folder that exists, in natural order; hidden files and maps do not count."""
+    """The pictures directly in a folder, in natural order; hidden files, masks and maps do not count."""
     found = [
         path
         for path in folder.iterdir()
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
     ]
-    return sorted(without_maps(found), key=natural_key)
+    return sorted(without_companions(found), key=natural_key)
 
 
-def without_maps(paths: Iterable[Path]) -> list[Path]:
-    """Leave out ``NAME_depth.png`` and ``NAME_normal.png`` beside a ``NAME.png``; see :func:`find_maps`."""
+def without_companions(paths: Iterable[Path]) -> list[Path]:
+    """Leave out what lies beside a ``NAME.jpg`` and belongs to it: ``NAME_mask.png``, sdfstudio's
+    ``NAME_foreground_mask.png``, ``NAME_depth.png`` and ``NAME_normal.png``.
+
+    See :func:`find_masks` and :func:`find_maps`.
+    """
     names = {path: str(path.with_suffix("")).lower() for path in paths}
     known = set(names.values())
     return [
         path
         for path, name in names.items()
-        if not any(name.endswith(end) and name.removesuffix(end) in known for end in ("_depth", "_normal"))
+        if not any(name.endswith(end) and name.removesuffix(end) in known for end in _COMPANIONS)
     ]
 
 

@@ -5,6 +5,7 @@ previous checkpoint is still there.
 """
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import CheckpointError
+from utils.schema import as_written, setting_at
 
 FORMAT_VERSION = 1
 """Raised whenever older code could not read what newer code writes."""
+_REMEDY = "use the config of that run (config/parsed.yaml beside the ckpt folder)"
+_MEANING = (
+    *("model.name", "model.density", "model.activation"),
+    *("model.contraction", "model.encoding.contracted", "model.unit"),
+    *("model.sdf.hash_grid.base_resolution", "model.sdf.hash_grid.max_resolution"),
+    *("model.density_field.hash_grid.base_resolution", "model.density_field.hash_grid.max_resolution"),
+    *("model.proposal.base_resolution", "model.proposal.max_resolutions"),
+)
+"""Keys that say what weights mean, not how many there are: with other values they load and show nonsense."""
 
 
 def write_file(path: Path, state: dict[str, Any]) -> None:
@@ -91,22 +102,41 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_weights(path: Path, state: dict[str, Any], model: nn.Module) -> None:
+def meaning_of(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config (as plain values) says about the weights' meaning, by dotted key, for the checkpoint."""
+    values = {key: setting_at(tree, key) for key in _MEANING}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def load_weights(path: Path, state: dict[str, Any], model: nn.Module, tree: Mapping[str, Any]) -> None:
     """Put a checkpoint's weights into a model.
+
+    Args:
+        path: of the checkpoint, for error messages.
+        state: its content.
+        model: of the same shapes.
+        tree: the config of now as plain values, which has to give the weights the same meaning. Checkpoints
+            of before this was written into them are taken at their word.
 
     Raises:
         CheckpointError: the checkpoint is of another model; names the first difference.
     """
+    for key, value in state.get("meaning", {}).items():
+        now = setting_at(tree, key)
+        # A key that this code no longer has says nothing.
+        if now is not None and now != value:
+            trained = f"{key}={as_written(value)}"
+            what = f"was trained with {trained}, this config has {as_written(now)}"
+            raise CheckpointError(path, what, f"set {trained}, or {_REMEDY}")
     stored, wanted = state["model"], model.state_dict()
-    remedy = "use the config of that run (config/parsed.yaml beside the ckpt folder)"
     for name in sorted(set(stored) | set(wanted)):
         if name not in stored or name not in wanted:
             place = "the checkpoint" if name not in stored else "the model"
-            raise CheckpointError(path, f"belongs to another model ({place} has no {name})", remedy)
+            raise CheckpointError(path, f"belongs to another model ({place} has no {name})", _REMEDY)
         _check_images(path, name, stored[name], wanted[name])
         if stored[name].shape != wanted[name].shape:
             shapes = f"{tuple(stored[name].shape)} against {tuple(wanted[name].shape)}"
-            raise CheckpointError(path, f"belongs to another model ({name}: {shapes})", remedy)
+            raise CheckpointError(path, f"belongs to another model ({name}: {shapes})", _REMEDY)
     model.load_state_dict(stored)
 
 
@@ -136,8 +166,8 @@ def _check_images(path: Path, name: str, stored: Tensor, wanted: Tensor) -> None
         raise CheckpointError(path, f"was trained on other views of this scene ({name})", remedy)
 
 
-def load_model(path: Path, model: nn.Module) -> tuple[int, float]:
-    """Put a checkpoint's weights into a model, for testing or export.
+def load_model(path: Path, model: nn.Module, tree: Mapping[str, Any]) -> tuple[int, float]:
+    """Put a checkpoint's weights into a model of this config (as plain values), for testing or export.
 
     Returns:
         The step, and the fraction of training that was done, on which annealing and open levels depend.
@@ -146,5 +176,5 @@ def load_model(path: Path, model: nn.Module) -> tuple[int, float]:
         CheckpointError: see :func:`load` and :func:`load_weights`.
     """
     state = load(path)
-    load_weights(path, state, model)
+    load_weights(path, state, model, tree)
     return state["step"], state["fraction"]

@@ -123,6 +123,12 @@ class DeviceStep:
         ):
             group["lr"] = rate
 
+    def restore(self, num_rays: int, bad_steps: int) -> None:
+        """Go on with so many rays after so many bad steps in a row; the optimiser's state has been loaded."""
+        self.attach_rates()
+        self.budget.num_rays.fill_(num_rays)
+        self.bad_steps.fill_(bad_steps)
+
     def __call__(self, progress: Progress, rates: Sequence[float]) -> StepRecord:
         """Take one step at this progress with these learning rates, one for each group."""
         live = self._upload(progress, rates)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from process_data.batches import Priors
 from systems import losses
 from systems.photo_consistency import photo_consistency
 from systems.schedules import Schedule, check_schedule, proposal_exponent, value_at
-from systems.system import System, check_weights, given, histogram_terms, pixel_terms
+from systems.system import System, SystemConfig, check_weights, given, histogram_terms, pixel_terms
 from utils.errors import ConfigError
 from utils.types import Batch, Field, Progress, RenderOutput
 
@@ -82,7 +82,7 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
-class NeuSSystemConfig:
+class NeuSSystemConfig(SystemConfig):
     """Loss terms and annealing of NeuS."""
 
     name: str = "neus"
@@ -101,11 +101,6 @@ class NeuSSystemConfig:
     curvature_step: float = 0.01
     """Distance of the points that the laplacian and curvature terms compare, scene units: about a cell of the
     finest level that matters. Numerical gradients have a step of their own."""
-    patch_size: int = 11
-    """Pixels along a side of the patches that the ssim and lpips terms look at."""
-    num_patches: int = 4
-    """Patches in each batch while one of these terms is on at any time of the run; their pixels count in
-    all other terms, too. A batch has never fewer rays than these."""
     near_std: float = 0.02
     """Standard deviation of the eikonal_near term's points from their samples, per axis, scene units."""
     consistency_rays: int = 128
@@ -126,11 +121,9 @@ class NeuSSystemConfig:
     """Fraction of training up to which only these are open."""
     levels_end: float = 0.3
     """Fraction of training at which all levels are open."""
-    background: Literal["random", "scene"] = "random"
-    """Colour behind masked objects in training: a new one every step, which forbids the surface to imitate
-    it, or the scene's own (dataset.background), which forgives masks that are too wide."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for key in ("cos_anneal_end", "proposal_anneal_end", "levels_start", "levels_end"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"system.{key}: must lie in 0..1, got {getattr(self, key)}")
@@ -139,11 +132,10 @@ class NeuSSystemConfig:
         if self.levels_start > self.levels_end:
             levels = f"levels_end {self.levels_end}, got {self.levels_start}"
             raise ValueError(f"system.levels_start: must not be above {levels}")
-        counts = ("sparse_points_per_step", "free_space_points", "random_points_per_step", "num_patches")
-        lowest = dict.fromkeys((*counts, "consistency_rays"), 1)
-        for key, low in (lowest | {"patch_size": 3}).items():
-            if getattr(self, key) < low:
-                raise ValueError(f"system.{key}: must be at least {low}, got {getattr(self, key)}")
+        counts = ("sparse_points_per_step", "free_space_points", "random_points_per_step")
+        for key in (*counts, "consistency_rays"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"system.{key}: must be at least 1, got {getattr(self, key)}")
         if not self.sparse_max_error > 0:
             raise ValueError(f"system.sparse_max_error: must be above 0, got {self.sparse_max_error}")
         if not 1e-4 <= self.curvature_step <= 0.5:

@@ -7,6 +7,7 @@ one key; the command line says what is meant.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 from models import Model
@@ -15,6 +16,7 @@ from process_data.camera_paths import camera_path
 from systems.poses import check_refinement
 from systems.schedules import is_ever_on
 from utils.errors import ConfigError
+from utils.schema import as_written, setting_at
 from utils.types import Scene
 
 __all__ = [
@@ -62,7 +64,7 @@ _SWITCHES: dict[str, tuple[str, ...]] = {
 }
 """A key, or all keys that begin so: what it does happens only where one of these is on."""
 
-_VAIN: dict[str, tuple[str, object, str]] = {
+_VAIN: dict[str, tuple[str, str | tuple[str, ...], str]] = {
     "trainer.lookahead": ("trainer.buffers", "packed", "fixed"),
     "trainer.cuda_graph": ("trainer.buffers", "packed", "fixed"),
     "trainer.optimizer.skip_untouched": ("trainer.buffers", "packed", "fixed"),
@@ -75,9 +77,10 @@ _VAIN: dict[str, tuple[str, object, str]] = {
     "model.appearance.width": ("model.appearance.mode", ("none", "exposure"), "embedding"),
     "model.background.proposal.": ("model.background.sampler", "inverse_distance", "proposal"),
     "model.unit": ("model.contraction", "none", "linf"),
+    "dataset.test_steps": ("test.path", "*.json", "orbit"),
 }
-"""A key, or all keys that begin so, without effect where another one has this value or one of these, and what
-that one would have to be."""
+"""A key, or all keys that begin so, without effect where another one has this value or form, or one of these,
+and what that one would have to be."""
 
 _LEARNED = ("model.initial_inv_s", "model.initial_beta", "trainer.optimizer.variance")
 """Keys of the learned sharpness."""
@@ -106,24 +109,24 @@ def check_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> None:
     for override in overrides:
         key = override.partition("=")[0].strip()
         switches = next((on for start, on in _SWITCHES.items() if _is_at(key, start)), ())
-        known = [switch for switch in switches if _value_at(tree, switch) is not None]
+        known = [switch for switch in switches if setting_at(tree, switch) is not None]
         if known and key not in known and not any(_is_on(tree, switch) for switch in known):
-            is_flag = isinstance(_value_at(tree, known[0]), bool)
+            is_flag = isinstance(setting_at(tree, known[0]), bool)
             remedy = f"set {known[0]}=true" if is_flag else f"give {' or '.join(known)} a value above 0"
             raise ConfigError(key, f"has no effect while {_off(tree, known)}", f"{remedy}, or leave it out")
-        if key in _LEARNED and _value_at(tree, "system.inv_s") is not None:
+        if key in _LEARNED and setting_at(tree, "system.inv_s") is not None:
             raise ConfigError(
                 key, "has no effect while system.inv_s prescribes the sharpness", "leave one of the two out"
             )
         for start, (other, values, wanted) in _VAIN.items():
-            value = _value_at(tree, other)
-            if _is_at(key, start) and value in (values if isinstance(values, tuple) else (values,)):
+            value, forms = setting_at(tree, other), (values,) if isinstance(values, str) else values
+            if _is_at(key, start) and any(fnmatchcase(str(value), form) for form in forms):
                 what = f"has no effect with {other}={value}"
                 raise ConfigError(key, what, f"set {other}={wanted}, or leave it out")
         if key in _REPLACED:
             other = _REPLACED[key]
             if _is_on(tree, other):
-                what = f"has no effect with {other}={_value_at(tree, other)}"
+                what = f"has no effect with {other}={setting_at(tree, other)}"
                 raise ConfigError(key, what, f"set {other}=0, or leave it out")
 
 
@@ -210,19 +213,10 @@ def _is_at(key: str, start: str) -> bool:
     return key.startswith(start) if start.endswith(".") else key == start
 
 
-def _value_at(tree: Any, key: str) -> Any:
-    """``None`` where there is no such key."""
-    for part in key.split("."):
-        tree = tree.get(part) if isinstance(tree, Mapping) else None
-    return tree
-
-
 def _is_on(tree: Mapping[str, Any], key: str) -> bool:
-    value = _value_at(tree, key)
+    value = setting_at(tree, key)
     return value is not None and is_ever_on(value)
 
 
 def _off(tree: Mapping[str, Any], switches: Sequence[str]) -> str:
-    values = [_value_at(tree, switch) for switch in switches]
-    shown = [str(value).lower() if isinstance(value, bool) else value for value in values]
-    return " and ".join(f"{switch}={value}" for switch, value in zip(switches, shown, strict=True))
+    return " and ".join(f"{switch}={as_written(setting_at(tree, switch))}" for switch in switches)

@@ -1,14 +1,14 @@
 """Training rules of the radiance family: colours, and where its methods place samples."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from systems import losses
 from systems.schedules import proposal_exponent
-from systems.system import System, check_weights, given, histogram_terms, pixel_terms
+from systems.system import System, SystemConfig, check_weights, given, histogram_terms, pixel_terms
 from utils.types import Batch, Field, Progress, RenderOutput
 
 
@@ -43,7 +43,7 @@ class RadianceLossConfig:
 
 
 @dataclass(frozen=True)
-class RadianceSystemConfig:
+class RadianceSystemConfig(SystemConfig):
     """Loss terms of radiance fields."""
 
     name: str = "nerf-ngp"
@@ -51,18 +51,9 @@ class RadianceSystemConfig:
     proposal_anneal_end: float = 0.0
     """Fraction of training after which samples are drawn as the proposals say; before, more evenly (0 = from
     the start)."""
-    patch_size: int = 11
-    """Pixels along a side of the patches that the ssim and lpips terms look at."""
-    num_patches: int = 4
-    """Patches in each batch while one of these terms is on at any time of the run."""
-    background: Literal["random", "scene"] = "random"
-    """Colour behind masked objects in training: a new one every step, which forbids the field to imitate it,
-    or the scene's own (dataset.background)."""
 
     def __post_init__(self) -> None:
-        for key, low in (("patch_size", 3), ("num_patches", 1)):
-            if getattr(self, key) < low:
-                raise ValueError(f"system.{key}: must be at least {low}, got {getattr(self, key)}")
+        super().__post_init__()
         if not 0 <= self.proposal_anneal_end <= 1:
             raise ValueError(f"system.proposal_anneal_end: must lie in 0..1, got {self.proposal_anneal_end}")
 

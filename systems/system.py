@@ -1,8 +1,8 @@
 """What all training rules share: weights that follow schedules, and the terms that look at pixels alone."""
 
 from collections.abc import Callable
-from dataclasses import fields
-from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
+from dataclasses import dataclass, fields
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -20,25 +20,27 @@ T = TypeVar("T")
 PatchTerm = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-@runtime_checkable
-class SystemConfig(Protocol):
-    """The keys that every system has."""
+@dataclass(frozen=True)
+class SystemConfig:
+    """What all training rules are told."""
 
-    @property
-    def loss(self) -> Any:
-        """A dataclass of weights or schedules by term."""
+    name: str = ""
+    """Of the rules; the model's unless it is given."""
+    loss: Any = None
+    """A dataclass of weights or schedules by term."""
+    patch_size: int = 11
+    """Pixels along a side of the patches that the ssim and lpips terms look at."""
+    num_patches: int = 4
+    """Patches in each batch while one of these terms is on at any time of the run; their pixels count in
+    all other terms, too. A batch has never fewer rays than these."""
+    background: Literal["random", "scene"] = "random"
+    """Colour behind masked objects in training: a new one every step, which forbids the field to imitate it,
+    or the scene's own (dataset.background), which forgives masks that are too wide."""
 
-    @property
-    def patch_size(self) -> int:
-        """Pixels along a side of the patches that the ssim and lpips terms look at."""
-
-    @property
-    def num_patches(self) -> int:
-        """Patches in each batch."""
-
-    @property
-    def background(self) -> Literal["random", "scene"]:
-        """Colour behind masked objects in training."""
+    def __post_init__(self) -> None:
+        for key, low in (("patch_size", 3), ("num_patches", 1)):
+            if getattr(self, key) < low:
+                raise ValueError(f"system.{key}: must be at least {low}, got {getattr(self, key)}")
 
 
 C = TypeVar("C", bound=SystemConfig)
@@ -79,6 +81,14 @@ class System(Generic[C]):
         """Weights above 0 when this fraction (0..1) of training is done."""
         weights = {name: value_at(getattr(self.config.loss, name), fraction) for name in self.terms}
         return {name: weight for name, weight in weights.items() if weight > 0}
+
+    def describe_losses(self) -> str:
+        """One line: the terms that are on at some time, each with its weight or its schedule as written."""
+        weights = {name: getattr(self.config.loss, name) for name in self.terms if self.is_ever_on(name)}
+        return "  ".join(
+            f"{name} {weight:g}" if isinstance(weight, (int, float)) else f"{name} {weight}"
+            for name, weight in weights.items()
+        )
 
     def check_training(self, model: Model) -> None:
         """Make sure that the terms have all that they look at, and all of the model has a term to learn from.

@@ -6,11 +6,9 @@ functions of the fraction done and need none.
 """
 
 import logging
-import math
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,139 +18,26 @@ from models import Model
 from process_data.batches import RayBatches, check_priors
 from systems import checkpoint
 from systems.adam import Adam
+from systems.bad_steps import BadSteps
 from systems.device_step import DeviceStep
 from systems.evaluate import save_validation_picture
 from systems.health import check_health, check_learning
 from systems.meter import Meter
-from systems.poses import PoseConfig, PoseRefinement, check_refinement
+from systems.optimizer import new_adam, new_adamw, parameter_group, parameter_groups, restore_optimizer
+from systems.poses import PoseRefinement, check_refinement
 from systems.random_state import global_random_state, set_global_random_state
+from systems.ray_budget import RayBudget
 from systems.record import Run
-from systems.schedules import is_ever_on, learning_rate_factor
-from systems.step import FIELDS, Forward, Judgement, StepRecord
+from systems.schedules import learning_rate_factor
+from systems.step import Forward, StepRecord
 from systems.stop import StopRequest
+from systems.trainer_config import TrainerConfig
 from utils.backend import restore_generator
 from utils.config import Config
 from utils.errors import TrainingError
-from utils.types import Budget, Scene
+from utils.types import Scene
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW with one learning rate per group of parameters."""
-
-    grid: float = 1e-2
-    """Learning rate of the hash grids' tables."""
-    networks: float = 2e-3
-    """Learning rate of the networks."""
-    variance: float = 2e-3
-    """Learning rate of v in inv_s = exp(10 v), or 1 / beta = exp(10 v)."""
-    background: float = 2e-3
-    """Learning rate of all of the background field.
-
-    Well below the surface's, or it takes over what stands inside."""
-    proposals: float = 2e-3
-    """Learning rate of proposal networks that are no hash grids (mip-NeRF 360's)."""
-    beta2: float = 0.99
-    """Decay of the mean of squared gradients per step (Adam's own 0.999 is for long runs)."""
-    eps: float = 1e-15
-    """Added to Adam's denominator: gradients well below it move little."""
-    warmup_steps: int = 100
-    """Over these the rates rise."""
-    warmup: Literal["linear", "sine"] = "linear"
-    """From 1 / warmup_steps in a straight line, or from 1/100 along a quarter of a sine (mip-NeRF 360)."""
-    decay: Literal["exponential", "cosine", "constant"] = "exponential"
-    """After the warm-up, over the fraction of training done."""
-    final_ratio: float = 0.05
-    """Learning rate at the end over that at the start."""
-    weight_decay: float = 0.0
-    """Share of every parameter but the variance's, times its learning rate, that a step takes away (AdamW).
-
-    Of the variance it would pull inv_s towards 1, which has nothing to do with simplicity."""
-    clip_norm: float = 0.0
-    """Largest norm of the gradient of each group; 0 leaves gradients as they are."""
-    skip_untouched: bool = False
-    """With fixed buffers: leave what has a gradient of exactly 0 alone (table rows that no sample of the step
-    touched; instant-ngp's rule), instead of letting its moments decay and move it on."""
-
-    def __post_init__(self) -> None:
-        for key in ("grid", "networks", "variance", "background", "proposals", "clip_norm", "eps"):
-            if not 0 <= getattr(self, key) <= 10:
-                raise ValueError(f"trainer.optimizer.{key}: must lie in 0..10, got {getattr(self, key)}")
-        if self.eps == 0:
-            # What has no gradient would be moved by 0 / 0.
-            raise ValueError("trainer.optimizer.eps: must be above 0, got 0")
-        if not 0 <= self.beta2 < 1:
-            raise ValueError(f"trainer.optimizer.beta2: must lie in [0, 1), got {self.beta2}")
-        if not 0 <= self.weight_decay <= 1:
-            raise ValueError(f"trainer.optimizer.weight_decay: must lie in 0..1, got {self.weight_decay}")
-        if not 0 < self.final_ratio <= 1:
-            raise ValueError(f"trainer.optimizer.final_ratio: must lie in (0, 1], got {self.final_ratio}")
-
-
-@dataclass(frozen=True)
-class TrainerConfig:
-    """How long to train, how much per step, and what to write when."""
-
-    max_steps: int = 20000
-    """Steps; the run ends here or at ``max_minutes``, whichever comes first."""
-    max_minutes: float | None = None
-    """Minutes of training time, validation and checkpoints excluded.
-
-    Schedules follow the fraction of whichever bound is nearer."""
-    samples_per_step: int = 2**15
-    """Samples a step aims at; the number of rays follows."""
-    initial_rays: int = 512
-    """Rays of the first step; those of the patches (``system.patch_size``) at least."""
-    max_rays: int = 8192
-    """Most rays of a step."""
-    buffers: Literal["auto", "fixed", "packed"] = "auto"
-    """Of a step's samples: of fixed size, so that no host waits for their number, or just as large as needed.
-    auto: fixed on a GPU, packed on a CPU."""
-    lookahead: float = 4.0
-    """With fixed buffers: samples looked at before those that nothing can see are dropped, in units of
-    samples_per_step."""
-    cuda_graph: bool = True
-    """On a GPU: record a step once and replay it; false launches its kernels one by one, which is slower."""
-    foreground_share: float = 0.0
-    """Share of the rays drawn from the (widened) masks only; the rest from everywhere."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    poses: PoseConfig = field(default_factory=PoseConfig)
-    occupancy_every: int = 16
-    """Steps between updates of the occupancy grid."""
-    log_every: int = 50
-    """Steps between rows of history.csv."""
-    val_every: int = 2000
-    """Steps between validation pictures; 0 for none."""
-    checkpoint_every: int = 2000
-    """Steps between checkpoints."""
-    keep_checkpoints: int = 2
-    """So many of the newest are kept."""
-    health_step: int = 1000
-    """At this step a preview mesh and a line on the run's health are written; 0 for never."""
-    learning_step: int = 500
-    """At this step the PSNR is compared with that of a constant colour; 0 for never."""
-    strict: bool = False
-    """True stops the run when one of these two checks fails; False only warns."""
-    max_bad_steps: int = 20
-    """Non-finite steps in a row before a roll-back to the last checkpoint; three roll-backs end the run."""
-
-    def __post_init__(self) -> None:
-        positive = (
-            *("max_steps", "samples_per_step", "initial_rays", "max_rays", "occupancy_every"),
-            *("log_every", "checkpoint_every", "keep_checkpoints", "max_bad_steps"),
-        )
-        lowest = dict.fromkeys(positive, 1) | {"val_every": 0}
-        for key, low in lowest.items():
-            if getattr(self, key) < low:
-                raise ValueError(f"trainer.{key}: must be at least {low}, got {getattr(self, key)}")
-        if not 1 <= self.lookahead <= 64:
-            raise ValueError(f"trainer.lookahead: must lie in 1..64, got {self.lookahead}")
-        if not 0 <= self.foreground_share <= 1:
-            raise ValueError(f"trainer.foreground_share: must lie in 0..1, got {self.foreground_share}")
-        if self.max_minutes is not None and not self.max_minutes > 0:
-            raise ValueError(f"trainer.max_minutes: must be above 0, got {self.max_minutes}")
 
 
 class Trainer:
@@ -169,47 +54,32 @@ class Trainer:
             *(scene, None, device, config.seed, self.config.foreground_share),
             priors=system.priors,
         )
-        self.min_rays = max(1, self.batches.num_patch_rays)
         self.generator = torch.Generator(device).manual_seed(config.seed + 1)
         color = torch.tensor(scene.background_color, device=device)
         check_refinement(self.config.poses, scene, system)
         self.poses = PoseRefinement(self.config.poses, scene).to(device) if self.config.poses.refine else None
         self.forward = Forward(self.batches, model, system, self.generator, color, self.poses)
-        optimizer = self.config.optimizer
-        groups = [
-            {
-                "params": parameters,
-                "lr": getattr(optimizer, name),
-                "base_lr": getattr(optimizer, name),
-                "weight_decay": 0.0 if name == "variance" else optimizer.weight_decay,
-                "name": name,
-            }
-            for name, parameters in model.parameter_groups().items()
-        ]
+        groups = parameter_groups(self.config.optimizer, model)
         if self.poses is not None:
-            rate, motions = self.config.poses.rate, list(self.poses.parameters())
-            groups.append(
-                {"params": motions, "lr": rate, "base_lr": rate, "weight_decay": 0.0, "name": "poses"}
-            )
-        betas = (0.9, optimizer.beta2)
+            groups.append(parameter_group("poses", self.poses.parameters(), self.config.poses.rate))
+        self.ray_budget = RayBudget(
+            *(self.config.samples_per_step, self.config.max_rays),
+            min_rays=max(1, self.batches.num_patch_rays),
+            lookahead=self.config.lookahead,
+        )
+        self.num_rays = self.ray_budget.clamp(self.config.initial_rays)
         self.optimizer: torch.optim.Optimizer
         self.device_step: DeviceStep | None = None
-        if self._has_fixed_buffers():
-            self.optimizer = Adam(
-                groups, betas=betas, eps=optimizer.eps, skip_untouched=optimizer.skip_untouched
-            )
+        if self.config.has_fixed_buffers(device):
+            self.optimizer = new_adam(self.config.optimizer, groups)
+            self.device_step = self._new_device_step(self.optimizer)
         else:
-            self.optimizer = torch.optim.AdamW(groups, betas=betas, eps=optimizer.eps, fused=True)
+            self.optimizer = new_adamw(self.config.optimizer, groups)
         self.step = 0
         self.train_seconds = 0.0
-        self.num_rays = max(self.min_rays, min(self.config.initial_rays, self.config.max_rays))
-        self.bad_steps = 0
-        self.rollbacks = 0
+        self.bad_steps = BadSteps(self.config.max_bad_steps)
         self.validation_chunks = config.test.chunks()
         self.last_checkpoint: Path | None = None
-        self.budget_share = 1.0
-        if self._has_fixed_buffers():
-            self.device_step = self._new_device_step()
 
     # ---------------------------------------------------------------- one step
 
@@ -230,10 +100,10 @@ class Trainer:
             judgement = self.forward(progress, self.num_rays)
             finite = self.update(judgement.loss)
             if not finite:
-                self.handle_bad_step(judgement)
+                self.bad_steps.add(self.step, judgement)
+                self._roll_back_if_stuck()
             record = StepRecord.of(judgement, finite)
-            num_samples = len(judgement.render.weights)
-            self.num_rays = next_num_rays(self.num_rays, num_samples, self.config, self.min_rays)
+            self.num_rays = self.ray_budget.next(self.num_rays, len(judgement.render.weights))
         if self.step % self.config.occupancy_every == 0:
             self.model.update_occupancy(progress, self.generator)
         return record
@@ -266,106 +136,8 @@ class Trainer:
         if not torch.isfinite(loss):
             return False
         self.optimizer.step()
-        self.bad_steps = 0
+        self.bad_steps.end()
         return True
-
-    def handle_bad_step(self, judgement: Judgement) -> None:
-        """Count and name a non-finite step; roll back after too many in a row.
-
-        Raises:
-            TrainingError: three roll-backs did not help.
-        """
-        self.bad_steps += 1
-        terms = judgement.terms.items()
-        culprits = [name for name, term in terms if not torch.isfinite(term)] or ["a gradient"]
-        views = sorted(set(judgement.batch.rays.camera_indices.tolist()))[:8]
-        log.warning(
-            "step %d skipped: %s is not finite (%d in a row; rays from views %s ...)",
-            *(self.step, ", ".join(culprits), self.bad_steps, views),
-        )
-        self._roll_back_if_stuck(", ".join(culprits))
-
-    def look_for_bad_steps(self, record: StepRecord) -> None:
-        """Ask the device how many steps in a row it has skipped by now.
-
-        Raises:
-            TrainingError: three roll-backs did not help.
-        """
-        self._count_bad_steps()
-        if self.bad_steps == 0:
-            return
-        terms = zip(record.terms, record.values[len(FIELDS) :].tolist(), strict=True)
-        culprits = [name for name, value in terms if not math.isfinite(value)] or ["a gradient"]
-        log.warning(
-            "step %d skipped: %s is not finite (%d in a row)",
-            *(self.step, ", ".join(culprits), self.bad_steps),
-        )
-        self._roll_back_if_stuck(", ".join(culprits))
-
-    def _count_bad_steps(self) -> None:
-        """Learn from the device how many steps in a row were bad; without one the number is known."""
-        if self.device_step is not None:
-            self.bad_steps = int(self.device_step.bad_steps)
-
-    def _roll_back_if_stuck(self, culprits: str) -> None:
-        if self.bad_steps < self.config.max_bad_steps:
-            return
-        if self.last_checkpoint is None or self.rollbacks == 3:
-            raise TrainingError(
-                f"step {self.step}",
-                f"{culprits} is not finite in {self.bad_steps} steps in a row",
-                f"resume from {self.last_checkpoint} with smaller trainer.optimizer rates",
-            )
-        rollbacks = self.rollbacks + 1
-        log.warning("rolling back to %s (%d of 3)", self.last_checkpoint, rollbacks)
-        # The random states stay as they are: the same rays would lead to the same failure.
-        self._load(checkpoint.load(self.last_checkpoint), with_generators=False)
-        self.run.forget_after(self.step)
-        self.rollbacks, self.bad_steps = rollbacks, 0
-        if self.device_step is not None:
-            self.device_step.bad_steps.zero_()
-
-    # ---------------------------------------------------------------- buffers of fixed size
-
-    def _has_fixed_buffers(self) -> bool:
-        wanted = self.config.buffers
-        return self.device.type == "cuda" if wanted == "auto" else wanted == "fixed"
-
-    def _new_device_step(self) -> DeviceStep:
-        config = self.config
-        assert isinstance(self.optimizer, Adam)
-        rendered = max(1, int(self.budget_share * config.samples_per_step))
-        budget = Budget(
-            torch.tensor(self.num_rays, device=self.device), int(config.lookahead * rendered), rendered
-        )
-        # Where every ray has all its samples, the rays are what takes the memory.
-        max_rays = max(self.min_rays, int(self.budget_share * config.max_rays))
-        return DeviceStep(
-            *(self.forward, self.optimizer, self.system.terms, budget, max_rays),
-            *(config.optimizer.clip_norm, config.cuda_graph and not self.model.backends.waits),
-        )
-
-    def shrink_budget(self) -> None:
-        """Go on with half the samples a step after the device ran out of memory; once.
-
-        Raises:
-            TrainingError: it has been halved before.
-        """
-        where = f"step {self.step}"
-        if self.budget_share < 1.0 or self.device_step is None:
-            remedy = "set trainer.samples_per_step, trainer.max_rays or a table's log2_table_size lower"
-            raise TrainingError(where, "out of memory", remedy)
-        self.budget_share = 0.5
-        self.num_rays = max(self.min_rays, int(self.device_step.budget.num_rays) // 2)
-        self.device_step = None
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.device_step = self._new_device_step()
-        samples = self.device_step.budget.rendered
-        log.warning(
-            "%s: out of memory; going on with %d samples a step instead of twice as many", where, samples
-        )
 
     # ---------------------------------------------------------------- the loop
 
@@ -376,7 +148,7 @@ class Trainer:
             KeyboardInterrupt: after the checkpoint of an interrupted run is written.
             TrainingError: training cannot go on.
         """
-        log.info("losses       %s", describe_losses(self.system))
+        log.info("losses       %s", self.system.describe_losses())
         self.run.write_split(self.scene)
         config = self.config
         meter = Meter(
@@ -395,7 +167,9 @@ class Trainer:
                         continue
                     if self.device_step is not None and (self.step + 1) % config.log_every == 0:
                         # The host waits for the device where numbers are written, and nowhere else.
-                        self.look_for_bad_steps(record)
+                        self._count_bad_steps()
+                        self.bad_steps.name_last(self.step, record)
+                        self._roll_back_if_stuck()
                     self.step += 1
                     self.train_seconds += time.perf_counter() - start
                     meter.add(record, self.step, self.train_seconds, self.fraction_done())
@@ -419,12 +193,62 @@ class Trainer:
         except torch.OutOfMemoryError:
             return None
 
+    def shrink_budget(self) -> None:
+        """Go on with half the samples a step after the device ran out of memory; once.
+
+        Raises:
+            TrainingError: it has been halved before.
+        """
+        where = f"step {self.step}"
+        if self.ray_budget.is_halved or self.device_step is None:
+            remedy = "set trainer.samples_per_step, trainer.max_rays or a table's log2_table_size lower"
+            raise TrainingError(where, "out of memory", remedy)
+        self.ray_budget = self.ray_budget.halved()
+        self.num_rays = self.ray_budget.clamp(int(self.device_step.budget.num_rays) // 2)
+        self.device_step = None
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        assert isinstance(self.optimizer, Adam)
+        self.device_step = self._new_device_step(self.optimizer)
+        samples = self.ray_budget.samples
+        log.warning(
+            "%s: out of memory; going on with %d samples a step instead of twice as many", where, samples
+        )
+
+    def _new_device_step(self, optimizer: Adam) -> DeviceStep:
+        config = self.config
+        return DeviceStep(
+            *(self.forward, optimizer, self.system.terms),
+            *(self.ray_budget.on_device(self.num_rays, self.device), self.ray_budget.max_rays),
+            *(config.optimizer.clip_norm, config.cuda_graph and not self.model.backends.waits),
+        )
+
+    def _count_bad_steps(self) -> None:
+        """Learn from the device how many steps in a row were bad; without one the number is known."""
+        if self.device_step is not None:
+            self.bad_steps.recount(int(self.device_step.bad_steps))
+
+    def _roll_back_if_stuck(self) -> None:
+        """Go back to the last checkpoint after too many bad steps in a row.
+
+        Raises:
+            TrainingError: three roll-backs did not help.
+        """
+        if not self.bad_steps.are_too_many(self.step, self.last_checkpoint):
+            return
+        assert self.last_checkpoint is not None
+        self.bad_steps.start_over(self.last_checkpoint)
+        # The random states stay as they are: the same rays would lead to the same failure.
+        self._load(checkpoint.load(self.last_checkpoint))
+        self.run.forget_after(self.step)
+
     def _at_intervals(self, meter: Meter) -> None:
         config, step = self.config, self.step
         if step % config.checkpoint_every == 0:
             self._count_bad_steps()
             # Amid bad steps the model itself may be broken, and a roll-back needs one that is not.
-            if self.bad_steps == 0:
+            if self.bad_steps.in_a_row == 0:
                 self.save_checkpoint()
         if config.learning_step and step == config.learning_step:
             self._heed(check_learning(self.scene, meter.recent_psnr()))
@@ -470,6 +294,7 @@ class Trainer:
         if self.device_step is not None:
             self.num_rays = int(self.device_step.budget.num_rays)
         state = {
+            "meaning": checkpoint.meaning_of(self.full_config.tree),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "batches": self.batches.state_dict(),
@@ -478,8 +303,8 @@ class Trainer:
             "fraction": self.fraction_done(),
             "train_seconds": self.train_seconds,
             "num_rays": self.num_rays,
-            "bad_steps": self.bad_steps,
-            "rollbacks": self.rollbacks,
+            "bad_steps": self.bad_steps.in_a_row,
+            "rollbacks": self.bad_steps.rollbacks,
         }
         if self.poses is not None:
             state["poses"] = self.poses.state_dict()
@@ -495,53 +320,25 @@ class Trainer:
             CheckpointError: it is missing, broken, of another model or of a newer version.
         """
         state = checkpoint.load(path)
-        checkpoint.load_weights(path, state, self.model)
+        checkpoint.load_weights(path, state, self.model, self.full_config.tree)
         checkpoint.load_poses(path, state, self.poses)
-        self._load(state, with_generators=True)
+        self.bad_steps.restore(state["bad_steps"], state["rollbacks"])
+        self._load(state)
+        self.batches.load_state_dict(state["batches"])
+        restore_generator(self.generator, state["generator"])
+        set_global_random_state(state["random"])
         self.last_checkpoint = path
         self.run.forget_after(self.step)
         log.info("resumed at step %d from %s", self.step, path)
 
-    def _load(self, state: dict[str, Any], with_generators: bool) -> None:
+    def _load(self, state: dict[str, Any]) -> None:
+        """Take over all but the random states and the count of bad steps."""
         self.model.load_state_dict(state["model"])
         if self.poses is not None:
             self.poses.load_state_dict(state["poses"])
-        # Learning rates and weight decay come from the config of now, everything else of the optimiser from
-        # the checkpoint.
-        now = [
-            {key: group[key] for key in ("base_lr", "weight_decay")} for group in self.optimizer.param_groups
-        ]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, rates in zip(self.optimizer.param_groups, now, strict=True):
-            group.update(rates)
+        restore_optimizer(self.optimizer, state["optimizer"])
         self.step, self.train_seconds = state["step"], state["train_seconds"]
         # Without patches, as the checkpoint's run may have been, fewer rays will do.
-        self.num_rays = max(self.min_rays, state["num_rays"])
-        self.bad_steps, self.rollbacks = state["bad_steps"], state["rollbacks"]
+        self.num_rays = max(self.ray_budget.min_rays, state["num_rays"])
         if self.device_step is not None:
-            self.device_step.attach_rates()
-            self.device_step.budget.num_rays.fill_(self.num_rays)
-            self.device_step.bad_steps.fill_(self.bad_steps)
-        if with_generators:
-            self.batches.load_state_dict(state["batches"])
-            restore_generator(self.generator, state["generator"])
-            set_global_random_state(state["random"])
-
-
-def next_num_rays(num_rays: int, num_samples: int, config: TrainerConfig, min_rays: int = 1) -> int:
-    """Rays for the next step: a tenth of the way from this step's to what would have met the budget.
-
-    There are never fewer than ``min_rays``, even where that is above the budget.
-    """
-    wanted = num_rays * config.samples_per_step / num_samples if num_samples > 0 else config.max_rays
-    return max(min_rays, min(int(0.9 * num_rays + 0.1 * wanted), config.max_rays))
-
-
-def describe_losses(system: Any) -> str:
-    """One line: the terms that are on at some time, each with its weight or its schedule as written."""
-    weights = {name: getattr(system.config.loss, name) for name in system.terms}
-    shown = {name: weight for name, weight in weights.items() if is_ever_on(weight)}
-    return "  ".join(
-        f"{name} {weight:g}" if isinstance(weight, (int, float)) else f"{name} {weight}"
-        for name, weight in shown.items()
-    )
+            self.device_step.restore(self.num_rays, self.bad_steps.in_a_row)

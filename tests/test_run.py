@@ -195,8 +195,9 @@ class Rooms:
         if self.training_error is not None:
             raise self.training_error
 
-    def load_model(self, path: Path, model: Any) -> tuple[int, float]:
+    def load_model(self, path: Path, model: Any, tree: dict[str, Any]) -> tuple[int, float]:
         assert path.is_file()
+        assert tree["name"] == "a"
         return self.note(f"load {path.parents[1].name}", (7, 0.5))
 
     def test(self, config: Any, scene: Any, model: Any, progress: str, run: Any, step: int) -> None:
@@ -245,7 +246,8 @@ def rooms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Rooms]:
                 Run=SimpleNamespace(start=fake.start, reopen=fake.reopen),
                 EarlyLog=lambda: SimpleNamespace(pour=lambda: None),
             ),
-            "trainer": SimpleNamespace(TrainerConfig=Plain, Trainer=fake.trainer),
+            "trainer": SimpleNamespace(Trainer=fake.trainer),
+            "trainer_config": SimpleNamespace(TrainerConfig=Plain),
         },
     }
     for name, content in modules.items():

@@ -39,7 +39,16 @@ from omegaconf.errors import (
 )
 
 from utils.errors import ConfigError
-from utils.schema import dataclass_of, describe, fields_of, hint_at, keys_of, nearest_key, unknown_key
+from utils.schema import (
+    dataclass_of,
+    describe,
+    fields_of,
+    hint_at,
+    keys_of,
+    nearest_key,
+    setting_at,
+    unknown_key,
+)
 
 Number = int | float
 Sections = Mapping[str, type | Mapping[str, type]]
@@ -358,13 +367,13 @@ def _resolve(config: DictConfig, schema: Mapping[str, Any]) -> Any:
     """All values with interpolations computed, after making sure that none is missing."""
     given = container(config)
     for key in keys_of(schema):
-        if _at(given, key) == "???":
+        if setting_at(given, key) == "???":
             raise ConfigError(key, "has no value", f"set it in the config or with {key}=...")
     try:
         return OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         key = error.full_key or "config"
-        value = _at(given, re.sub(r"\[.*", "", key))
+        value = setting_at(given, re.sub(r"\[.*", "", key))
         if isinstance(error, InterpolationKeyError):
             wanted = re.findall(r"'([^']*)'", str(error))[:1] or [""]
             near = nearest_key(wanted[0], schema)
@@ -373,13 +382,6 @@ def _resolve(config: DictConfig, schema: Mapping[str, Any]) -> Any:
         if isinstance(error, InterpolationValidationError):
             raise _wrong_type(key, value, schema) from None
         raise ConfigError(key, f"{value} cannot be computed ({_first_line(error)})", "correct it") from None
-
-
-def _at(tree: Any, key: str) -> Any:
-    """Value at a dotted key of plain nested dictionaries, ``None`` where there is none."""
-    for part in key.split("."):
-        tree = tree.get(part) if isinstance(tree, Mapping) else None
-    return tree
 
 
 def _plain(value: Any) -> Any:

@@ -96,3 +96,15 @@ def describe(hint: Any) -> str:
     if origin is dict or fields_of(hint) is not None:
         return "a mapping of keys to values"
     return "null" if hint is type(None) else str(getattr(hint, "__name__", hint))
+
+
+def as_written(value: Any) -> str:
+    """A value as a config has it: ``true``, not ``True``."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def setting_at(tree: Any, key: str) -> Any:
+    """Value at a dotted key of plain nested dictionaries, ``None`` where there is none."""
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+    return tree

@@ -35,7 +35,7 @@ from process_data.views import (
     find_picture,
     find_root,
     natural_key,
-    without_maps,
+    without_companions,
 )
 from utils.errors import ConfigError, DataError
 from utils.images import IMAGE_SUFFIXES
@@ -213,7 +213,8 @@ def _report_photos(images_dir: Path, found: list[tuple[Any, Path | None]]) -> No
         share = f"{len(missing)} of {len(found)} photos"
         LOG.warning("%s of the model are not in %s and are left out, first %s", share, images_dir, missing[0])
     used = {path for _, path in found}
-    pictures = without_maps(path for path in images_dir.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = (path for path in images_dir.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    pictures = without_companions(files)
     unplaced = [path for path in pictures if path not in used and not path.name.startswith(".")]
     if unplaced:
         LOG.info("%d photos of %s have no pose and are left out", len(unplaced), images_dir)

@@ -4,7 +4,8 @@
 
     root_dir/
       image/000000.png 000001.png ...     photographs, in natural order; or images/ or rgb/
-      mask/000.png 001.png ...            foreground masks, only read with ``apply_mask``; or masks/
+      mask/000.png 001.png ...            foreground masks, only read with ``apply_mask``; or masks/, or
+                                          image/000000_mask.png beside its picture
       cameras_sphere.npz                  world_mat_i, scale_mat_i for i = 0, 1, ...: i-th sorted image;
                                           or cameras.npz or cameras_large.npz
 

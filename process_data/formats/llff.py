@@ -5,7 +5,8 @@
     root_dir/
       images/                             photographs, in natural order
       images_4/ images_8/                 the same, smaller: read in place of a downscale
-      masks/NAME.png                      foreground masks, only read with ``apply_mask``
+      masks/NAME.png                      foreground masks, only read with ``apply_mask``; or
+                                          images/NAME_mask.png beside its picture
       poses_bounds.npy                    (N, 17): row i belongs to the i-th picture
 
 A row holds a (3, 5) matrix ``[R | t | h, w, f]``, row by row, and two depths. The columns of R are the

@@ -76,7 +76,8 @@ class PrepareConfig:
     max_size: int = 0
     """Longest side of the written pictures in pixels; 0 = as they are."""
     masks: Literal["auto", "none", "folder", "alpha", "rembg"] = "auto"
-    """Where foreground masks come from; auto: a masks/ folder, else alpha channels, else none."""
+    """Where foreground masks come from; folder: masks/, or NAME_mask.png beside the photos; auto: from there,
+    else alpha channels, else none."""
     turntable: bool = False
     """The camera stands still and the object turns: only features on the object count."""
     matching: Literal["auto", "exhaustive", "sequential"] = "auto"

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
 from process_data.prepare.photos import Collected, read_rgb, turn_upright
-from process_data.views import pictures_in
+from process_data.views import find_masks, pictures_in
 from utils.doctor import install_hint
 from utils.errors import ConfigError, DataError
 from utils.images import has_transparency, open_picture, read_mask, read_rgba, write_png
@@ -57,19 +57,33 @@ def match_masks(folder: Path, photo_names: list[str]) -> list[Path]:
         DataError: a photo has no mask.
     """
     by_stem = {path.stem.casefold(): path for path in pictures_in(folder)}
-    result, missing = [], []
+    found: list[Path | None] = []
     for name in photo_names:
         stem = Path(name).stem
         keys = [key.casefold() for key in (name, stem, f"{stem}_mask")]
-        mask = next((by_stem[key] for key in keys if key in by_stem), None)
-        if mask is None:
-            missing.append(name)
-        else:
-            result.append(mask)
+        found.append(next((by_stem[key] for key in keys if key in by_stem), None))
+    return _one_each(folder, photo_names, found, ".png")
+
+
+def masks_beside(folder: Path, photo_names: list[str]) -> list[Path]:
+    """Find ``IMG_1_mask.png`` beside each ``IMG_1.jpg``.
+
+    Returns:
+        One mask per photo, or nothing where no photo has one.
+
+    Raises:
+        DataError: some photos have a mask, and one has none.
+    """
+    found = find_masks(folder, [folder / name for name in photo_names])
+    return _one_each(folder, photo_names, found, "_mask.png") if any(found) else []
+
+
+def _one_each(folder: Path, photo_names: list[str], found: list[Path | None], ending: str) -> list[Path]:
+    missing = [name for name, mask in zip(photo_names, found, strict=True) if mask is None]
     if missing:
         what = f"no mask for {len(missing)} of {len(photo_names)} photos, first {missing[0]}"
-        raise DataError(folder, what, f"add {Path(missing[0]).stem}.png, or give masks=none")
-    return result
+        raise DataError(folder, what, f"add {Path(missing[0]).stem}{ending}, or give masks=none")
+    return [mask for mask in found if mask is not None]
 
 
 def make_masks(kind: str, photos: list[Collected], photos_folder: Path, target: Path) -> str | None:
@@ -90,15 +104,16 @@ def make_masks(kind: str, photos: list[Collected], photos_folder: Path, target: 
     """
     if kind == "none":
         return None
-    folder = mask_folder(photos_folder)
-    if kind == "folder" and folder is None:
+    if kind in ("auto", "folder"):
+        folder, names = mask_folder(photos_folder), [photo.source.name for photo in photos]
+        paths = masks_beside(photos_folder, names) if folder is None else match_masks(folder, names)
+        if paths:
+            files = dict(zip(names, paths, strict=True))
+            _write_masks(photos, target, lambda photo: fit_mask(files[photo.source.name], photo))
+            return f"masks from {folder or photos_folder}"
+    if kind == "folder":
         remedy = "put the masks there, or give masks=none"
         raise DataError(photos_folder / "masks", "no such folder", remedy)
-    if folder is not None and kind in ("auto", "folder"):
-        names = [photo.source.name for photo in photos]
-        files = dict(zip(names, match_masks(folder, names), strict=True))
-        _write_masks(photos, target, lambda photo: fit_mask(files[photo.source.name], photo))
-        return f"masks from {folder}"
     if kind == "rembg":
         _write_masks(photos, target, _rembg())
         return "masks by rembg"

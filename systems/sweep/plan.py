@@ -32,6 +32,7 @@ from typing import Any
 from systems.ground_truth import SURFACE_ERRORS
 from utils.config import Sections, container, load_config, load_yaml
 from utils.errors import ConfigError, UserError
+from utils.schema import setting_at
 
 LAUNCHERS = ("local", "ray")
 COMMANDS = (("train", "test"), ("train", "mesh"), ("train",))
@@ -91,10 +92,7 @@ class PlannedRun:
 
     def setting(self, key: str) -> Any:
         """Final value of a dotted key, ``None`` where there is none."""
-        value: Any = self.tree
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        return value
+        return setting_at(self.tree, key)
 
 
 @dataclass(frozen=True)

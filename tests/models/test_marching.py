@@ -2,13 +2,12 @@
 
 import math
 from dataclasses import fields
-from typing import Any
 
 import pytest
 import torch
 from helpers_triton import DEVICE, Kernel, compile_ahead, needs_triton
+from helpers_waiting import NoWaiting
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import marching
 from models.opacity import DENSITIES, DensityName
@@ -542,18 +541,6 @@ def test_a_ray_that_was_not_served_stays_so(backend: str) -> None:
         assert visible.is_served is not None
         assert visible.is_served.tolist() == [True, True, False]
         assert visible.offsets.tolist() == [0, 3, 7, 7]
-
-
-class NoWaiting(TorchDispatchMode):
-    """Fails where PyTorch would wait for a GPU: values read by the host, sizes that depend on values."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = str(func)
-        indices = args[1] if name.startswith("aten.index.") else []
-        assert not any(index is not None and index.dtype == torch.bool for index in indices), name
-        waits = ("_local_scalar_dense", "nonzero", "masked_select", "repeat_interleave", "unique")
-        assert not any(word in name for word in waits), name
-        return func(*args, **(kwargs or {}))
 
 
 @needs_triton

@@ -14,7 +14,7 @@ from process_data.views import (
     list_pictures,
     natural_key,
     pictures_in,
-    without_maps,
+    without_companions,
 )
 from utils.errors import DataError
 from utils.lens import project_to_lens
@@ -204,10 +204,13 @@ def test_pictures_outside_of_the_root(files: Path) -> None:
     assert find_masks(files / "capture", pictures) == [None]
 
 
-def test_maps_beside_photographs_are_no_photographs(files: Path) -> None:
-    photos = touch(files, "2.jpg", "10.PNG", "depth.png", "the_normal.png", "b/_depth.png")
+def test_masks_and_maps_beside_photographs_are_no_photographs(files: Path) -> None:
+    photos = touch(files, "2.jpg", "10.PNG", "depth.png", "man_mask.jpg", "the_normal.png", "b/_depth.png")
     touch(files, "2_depth.png", "10_Normal.tif", "the_normal_depth.png")
+    masks = touch(files, "2_mask.png", "10_MASK.png", "depth_mask.PNG", "man_mask_mask.jpg")
+    masks += touch(files, "2_foreground_mask.png")
     # A map of another folder's picture lies beside no picture of its name.
     other = touch(files, "b/2_depth.png")
-    assert pictures_in(files) == photos[:4]
-    assert set(without_maps(path for path in files.rglob("*") if path.is_file())) == {*photos, *other}
+    assert pictures_in(files) == photos[:5]
+    assert find_masks(files, photos[:4]) == masks[:4]
+    assert set(without_companions(path for path in files.rglob("*") if path.is_file())) == {*photos, *other}

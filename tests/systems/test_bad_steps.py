@@ -66,7 +66,7 @@ def test_a_bad_step_changes_nothing_and_says_so(
     with caplog.at_level(logging.WARNING):
         record = training.train_step()
     assert not record.finite
-    assert training.bad_steps == 1
+    assert training.bad_steps.in_a_row == 1
     assert same_tensors(parameters, parameters_of(training))
     assert same_tensors(moments, moments_of(training))
     (line,) = (entry.getMessage() for entry in caplog.records if entry.levelno == logging.WARNING)
@@ -77,7 +77,7 @@ def test_a_bad_step_changes_nothing_and_says_so(
     assert views <= set(training.scene.train_indices)
     training.step += 1
     assert training.train_step().finite
-    assert training.bad_steps == 0
+    assert training.bad_steps.in_a_row == 0
     assert not same_tensors(parameters, parameters_of(training))
 
 
@@ -115,7 +115,7 @@ def test_many_bad_steps_roll_back(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.WARNING):
         training.train()
     assert seen == [True, True]
-    assert (training.step, training.rollbacks, training.bad_steps) == (20, 1, 0)
+    assert (training.step, training.bad_steps.rollbacks, training.bad_steps.in_a_row) == (20, 1, 0)
     assert "rolling back to" in caplog.text
     assert "ckpt_000010.pth (1 of 3)" in caplog.text
     # Other rays than those that led astray: the generators are not turned back.
@@ -131,7 +131,7 @@ def test_roll_backs_that_do_not_help_end_the_run(tmp_path: Path) -> None:
     with pytest.raises(TrainingError) as caught:
         training.train()
     assert "eikonal is not finite in 2 steps in a row; resume from" in str(caught.value)
-    assert training.rollbacks == 3
+    assert training.bad_steps.rollbacks == 3
     last = checkpoint.load(training.run.checkpoints / "last.pth")
     assert all(torch.isfinite(value).all() for value in last["model"].values() if value.is_floating_point())
 
@@ -144,13 +144,13 @@ def test_a_poisoned_parameter_is_healed_by_the_roll_back(tmp_path: Path, name: s
     training = new_trainer(tmp_path, *options)
 
     def spoil() -> None:
-        if training.rollbacks == 0:
+        if training.bad_steps.rollbacks == 0:
             with torch.no_grad():
                 dict(training.model.named_parameters())[name].fill_(float("nan"))
 
     before_step(training, 18, spoil)
     training.train()
-    assert (training.step, training.rollbacks) == (30, 1)
+    assert (training.step, training.bad_steps.rollbacks) == (30, 1)
     assert all(torch.isfinite(value).all() for value in parameters_of(training).values())
 
 
@@ -182,7 +182,7 @@ def test_steps_without_samples(tmp_path: Path, overrides: tuple[str, ...], case:
         assert record.num_samples == 0
         assert torch.isfinite(record.loss)
         assert record.finite
-    assert training.bad_steps == 0
+    assert training.bad_steps.in_a_row == 0
     assert training.num_rays == training.config.max_rays or training.num_rays > 48
     learned = parameters_of(training)
     assert all(torch.isfinite(value).all() for value in learned.values())

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import raiser, tiny_config, tiny_model, tiny_scene
+from tiny import SECTIONS, raiser, tiny_config, tiny_model, tiny_scene
 from torch import nn
 
 from systems import checkpoint
 from utils.errors import CheckpointError
+from utils.schema import keys_of
 
 FULL_DISK = OSError(28, "No space left on device")
 
@@ -160,11 +161,51 @@ def test_weights_of_another_model_name_the_difference(tmp_path: Path) -> None:
         "model.occupancy.resolution=16": r"occupancy\.\w+: \(24, 24, 24\) against \(16, 16, 16\)",
     }
     for override, message in cases.items():
-        other = tiny_model(tiny_config(override))
+        changed = tiny_config(override)
+        other = tiny_model(changed)
         before = {name: value.clone() for name, value in other.state_dict().items()}
         with pytest.raises(CheckpointError, match=rf"belongs to another model \({message}.*parsed\.yaml"):
-            checkpoint.load_model(path, other)
+            checkpoint.load_model(path, other, changed.tree)
         assert all(torch.equal(before[name], value) for name, value in other.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("method", "trained", "now", "what"),
+    [
+        ("tiny", "", "model.density=volsdf", "model.density=neus, this config has volsdf"),
+        ("tiny", "model.density=volsdf", "", "model.density=volsdf, this config has neus"),
+        ("tiny", "", "model.sdf.hash_grid.max_resolution=40", "model.sdf.hash_grid.max_resolution=32, this"),
+        ("tiny_nerf", "", "model.activation=relu", "model.activation=softplus, this config has relu"),
+        ("tiny_mipnerf360", "", "model.encoding.contracted=true", "model.encoding.contracted=false, this"),
+        ("tiny_nerf_proposal", "", "model.contraction=l2", "model.contraction=linf, this"),
+        ("tiny_nerf_proposal", "", "model.proposal.max_resolutions=[16,33]", r"=\[16, 32\], this config"),
+    ],
+)
+def test_weights_that_would_mean_something_else(
+    tmp_path: Path, method: str, trained: str, now: str, what: str
+) -> None:
+    config, other = (tiny_config(*filter(None, [key]), method=method) for key in (trained, now))
+    model = tiny_model(config)
+    state = {"model": model.state_dict(), "fraction": 0.25, "meaning": checkpoint.meaning_of(config.tree)}
+    path = checkpoint.save(tmp_path, 5, state, keep=1)
+    assert checkpoint.load_model(path, model, config.tree) == (5, 0.25)
+    fresh = tiny_model(other)
+    before = {name: value.clone() for name, value in fresh.state_dict().items()}
+    with pytest.raises(CheckpointError, match=rf"was trained with .*{what}.*; set .*parsed\.yaml"):
+        checkpoint.load_model(path, fresh, other.tree)
+    assert all(torch.equal(before[name], value) for name, value in fresh.state_dict().items())
+
+
+def test_another_method_is_named(tmp_path: Path) -> None:
+    config, other = tiny_config(), tiny_config(method="tiny_ngp")
+    state = {"model": tiny_model(config).state_dict(), "meaning": checkpoint.meaning_of(config.tree)}
+    path = checkpoint.save(tmp_path, 5, state, keep=1)
+    with pytest.raises(CheckpointError, match=r"model\.name=neus, this config has nerf-ngp; set model"):
+        checkpoint.load_model(path, tiny_model(other), other.tree)
+
+
+def test_meaning_is_about_keys_that_exist() -> None:
+    assert set(checkpoint._MEANING) <= set(keys_of(SECTIONS))
 
 
 @pytest.mark.parametrize("mode", ["embedding", "exposure"])
@@ -180,7 +221,7 @@ def test_what_is_learned_per_image_stays_with_its_images(tmp_path: Path, mode: s
     for message, views in others.items():
         other = tiny_model(config, replace(scene, train_indices=views, test_indices=(9,)))
         with pytest.raises(CheckpointError, match=rf"{message} \({mode}\..*dataset\.holdout of that run"):
-            checkpoint.load_model(path, other)
+            checkpoint.load_model(path, other, config.tree)
 
 
 def test_load_model_gives_step_and_fraction(tmp_path: Path) -> None:
@@ -190,6 +231,6 @@ def test_load_model_gives_step_and_fraction(tmp_path: Path) -> None:
         trained.sdf_field.grid.table.add_(0.5)
     path = checkpoint.save(tmp_path, 5, {"model": trained.state_dict(), "fraction": 0.25}, keep=1)
     fresh = tiny_model(config)
-    assert checkpoint.load_model(path, fresh) == (5, 0.25)
+    assert checkpoint.load_model(path, fresh, config.tree) == (5, 0.25)
     for name, value in trained.state_dict().items():
         assert torch.equal(fresh.state_dict()[name], value), name

@@ -4,36 +4,35 @@ import logging
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers_triton import DEVICE, needs_triton
+from helpers_waiting import NoWaiting
 from sphere_priors import rows_of, scene_with_priors
+from test_bad_steps import poison
 from test_resume import differences
 from tiny import (
     WITHOUT_MASKS,
+    Judged,
     before_step,
     history,
+    judge,
     new_trainer,
     parameters_of,
     raiser,
     resumed_trainer,
     same_tensors,
     tiny_config,
-    tiny_model,
-    tiny_scene,
 )
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from process_data.batches import RayBatches
 from systems import checkpoint, device_step
 from systems.device_step import DeviceStep, StepGraphs
 from systems.neus import NeuSSystem
-from systems.step import weighted_sum
 from systems.trainer import Trainer
 from utils.errors import TrainingError
 from utils.types import Batch, Budget, RenderOutput
@@ -99,19 +98,8 @@ def given(values: Tensor | None) -> Tensor:
 
 def render_and_differentiate(
     overrides: tuple[str, ...], batch: Batch, budget: Budget | None, backend: str
-) -> tuple[RenderOutput, dict[str, Tensor], dict[str, Tensor]]:
-    """Render, loss terms and gradients of all parameters, with or without a budget."""
-    config = tiny_config(*overrides, f"model.backend={backend}", *EVERY_TERM)
-    scene = tiny_scene(*overrides)
-    model = tiny_model(config, scene)
-    system = NeuSSystem(config.system, model.num_levels, scene.masks is not None)
-    progress = system.progress_at(0.5)
-    render = model.render(batch.rays, progress, torch.ones(3), None, budget)
-    field = partial(model.query_field, progress=progress)
-    terms = system.loss_terms(render, batch, progress, field, torch.Generator())
-    weighted_sum(terms, progress.loss_weights).backward()
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return render, terms, gradients
+) -> Judged:
+    return judge(tiny_config(*overrides, f"model.backend={backend}", *EVERY_TERM), batch, budget)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference", ON_GPU_CODE])
@@ -258,25 +246,10 @@ def test_training_learns_and_terms_come_and_go(tmp_path: Path) -> None:
 # Bad steps
 
 
-def poison(training: Trainer, bad_calls: range, kind: str) -> None:
-    compute, calls = training.system.loss_terms, iter(range(10**9))
-
-    def loss_terms(*arguments: Any) -> dict[str, Tensor]:
-        terms = compute(*arguments)
-        if next(calls) not in bad_calls:
-            return terms
-        if kind == "gradient":
-            zero = 0.0 * next(training.model.parameters()).sum()
-            return {**terms, "rgb_l1": terms["rgb_l1"] + zero.sqrt()}
-        return {**terms, kind: terms[kind] * torch.nan}
-
-    vars(training.system)["loss_terms"] = loss_terms
-
-
 @pytest.mark.parametrize("kind", ["eikonal", "rgb_l1", "gradient"])
 def test_a_bad_step_changes_nothing(tmp_path: Path, kind: str) -> None:
     training = new_trainer(tmp_path, FIXED)
-    poison(training, range(3, 5), kind)
+    poison(training, range(3, 5).__contains__, kind)
     for step in range(6):
         before = parameters_of(training)
         record = training.train_step()
@@ -289,10 +262,10 @@ def test_a_bad_step_changes_nothing(tmp_path: Path, kind: str) -> None:
 def test_many_bad_steps_roll_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     options = ("trainer.max_steps=20", "trainer.checkpoint_every=10", "trainer.max_bad_steps=3")
     training = new_trainer(tmp_path, FIXED, *options)
-    poison(training, range(14, 17), "eikonal")
+    poison(training, range(14, 17).__contains__, "eikonal")
     with caplog.at_level(logging.WARNING):
         training.train()
-    assert (training.step, training.rollbacks, training.bad_steps) == (20, 1, 0)
+    assert (training.step, training.bad_steps.rollbacks, training.bad_steps.in_a_row) == (20, 1, 0)
     assert "step 14 skipped: eikonal is not finite (1 in a row)" in caplog.text
     assert "ckpt_000010.pth (1 of 3)" in caplog.text
 
@@ -301,7 +274,7 @@ def test_no_checkpoint_amid_bad_steps(tmp_path: Path) -> None:
     """Even where the host has not looked for a while."""
     options = ("trainer.max_steps=22", "trainer.checkpoint_every=8", "trainer.log_every=20")
     training = new_trainer(tmp_path, FIXED, *options)
-    poison(training, range(9, 18), "eikonal")
+    poison(training, range(9, 18).__contains__, "eikonal")
     training.train()
     # At step 16 the run was amid bad steps; the last one is written at the end.
     names = sorted(path.name for path in training.run.checkpoints.glob("ckpt_*.pth"))
@@ -311,10 +284,10 @@ def test_no_checkpoint_amid_bad_steps(tmp_path: Path) -> None:
 def test_roll_backs_that_do_not_help_end_the_run(tmp_path: Path) -> None:
     options = ("trainer.max_steps=50", "trainer.checkpoint_every=5", "trainer.max_bad_steps=2")
     training = new_trainer(tmp_path, FIXED, *options)
-    poison(training, range(7, 1000), "gradient")
+    poison(training, range(7, 1000).__contains__, "gradient")
     with pytest.raises(TrainingError, match="a gradient is not finite in 2 steps in a row"):
         training.train()
-    assert training.rollbacks == 3
+    assert training.bad_steps.rollbacks == 3
 
 
 # Out of memory
@@ -384,26 +357,6 @@ def starve(training: Trainer, above: int) -> None:
 
 
 # Nothing waits
-
-
-class NoWaiting(TorchDispatchMode):
-    """Raises at operations for which a host waits for the device, or whose result's shape hangs on data."""
-
-    FORBIDDEN = (
-        *("_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "equal"),
-        *("unique", "_unique2", "repeat_interleave.Tensor", "bincount", "allclose"),
-        # What torch.tensor(numbers) does at last; on a GPU it copies them from the host.
-        *("lift_fresh", "lift"),
-    )
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = str(func).removeprefix("aten.")
-        assert name not in self.FORBIDDEN, name
-        assert name.partition(".")[0] not in self.FORBIDDEN, name
-        if name in ("index.Tensor", "index_put_.default", "index_put.default", "_index_put_impl_.default"):
-            indices = [index for index in args[1] if index is not None]
-            assert not any(index.dtype in (torch.bool, torch.uint8) for index in indices), name
-        return func(*args, **(kwargs or {}))
 
 
 @needs_triton

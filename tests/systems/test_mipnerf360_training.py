@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from helpers_triton import DEVICE, needs_triton
-from test_device_step import NoWaiting, device_step_of
+from helpers_waiting import NoWaiting
+from test_device_step import device_step_of
 from tiny import new_trainer, parameters_of, resumed_trainer, same_tensors
 
+from systems.optimizer import OptimizerConfig
 from systems.rendering import render_view
-from systems.trainer import OptimizerConfig, Trainer
+from systems.trainer import Trainer
 
 MIP = "tiny_mipnerf360"
 EMBEDDING = ("model.appearance.mode=embedding", "model.appearance.width=4", "model.gradient_scaling=3")

@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from helpers_triton import DEVICE, needs_triton
-from test_device_step import FIXED, SMALL, NoWaiting, device_step_of, starve
+from helpers_waiting import NoWaiting
+from test_device_step import FIXED, SMALL, device_step_of, starve
 from test_patch_losses import StubNetwork
 from test_resume import differences
 from tiny import (
     WITHOUT_MASKS,
+    Judged,
     before_step,
     history,
+    judge,
     new_trainer,
     parameters_of,
     raiser,
@@ -22,35 +25,22 @@ from tiny import (
     tiny_model,
     tiny_scene,
 )
-from torch import Tensor
 
 from process_data.batches import Priors, RayBatches
 from systems import checkpoint, patch_losses
 from systems.neus import NeuSSystem
 from systems.patch_losses import patch_ssim
-from systems.step import composite_masked, weighted_sum
-from systems.trainer import next_num_rays
+from systems.step import composite_masked
 from utils import metrics
 from utils.errors import ConfigError
-from utils.types import Batch, Budget, Progress, RenderOutput
+from utils.types import Batch, Budget, Progress
 
 SSIM = ("system.loss.ssim=0.5", "system.patch_size=5", "system.num_patches=3")
 """75 rays of up to 96."""
-Judged = tuple[RenderOutput, dict[str, Tensor], dict[str, Tensor]]
 
 
-def judge(overrides: tuple[str, ...], batch: Batch, budget: Budget | None) -> Judged:
-    """Render, loss terms and gradients of all parameters, with or without a budget."""
-    config, scene = tiny_config(*overrides, *SSIM), tiny_scene(*overrides)
-    model = tiny_model(config, scene)
-    system = NeuSSystem(config.system, model.num_levels, scene.masks is not None)
-    progress = system.progress_at(0.5)
-    render = model.render(batch.rays, progress, torch.ones(3), None, budget)
-    field = partial(model.query_field, progress=progress)
-    terms = system.loss_terms(render, batch, progress, field, torch.Generator())
-    weighted_sum(terms, progress.loss_weights).backward()
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return render, terms, gradients
+def judge_patches(overrides: tuple[str, ...], batch: Batch, budget: Budget | None) -> Judged:
+    return judge(tiny_config(*overrides, *SSIM), batch, budget)
 
 
 def batch_of(*overrides: str) -> Batch:
@@ -64,10 +54,11 @@ def batch_of(*overrides: str) -> Batch:
 @pytest.mark.parametrize("overrides", [(), WITHOUT_MASKS], ids=["masks", "background"])
 def test_same_numbers_as_packed(overrides: tuple[str, ...]) -> None:
     batch = batch_of(*overrides)
-    packed, terms, gradients = judge(overrides, batch, None)
+    packed, terms, gradients = judge_patches(overrides, batch, None)
     by_hand = patch_ssim(packed.rgb[:75].view(3, 5, 5, 3), batch.rgb[:75].view(3, 5, 5, 3))
     assert float(terms["ssim"].detach()) == float(by_hand.detach()) > 0.01
-    padded, fixed_terms, fixed_gradients = judge(overrides, batch, Budget(torch.tensor(84), 6000, 5000))
+    budget = Budget(torch.tensor(84), 6000, 5000)
+    padded, fixed_terms, fixed_gradients = judge_patches(overrides, batch, budget)
     assert padded.is_served is not None
     assert padded.is_served.all()
     assert fixed_terms.keys() == terms.keys()
@@ -81,7 +72,7 @@ def test_same_numbers_as_packed(overrides: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(("num_rays", "whole"), [(75, 3), (74, 2), (50, 2), (26, 1), (24, 0), (0, 0)])
 def test_patches_without_room_for_all_rays_do_not_count(num_rays: int, whole: int) -> None:
     batch = batch_of()
-    render, terms, gradients = judge((), batch, Budget(torch.tensor(num_rays), 6000, 5000))
+    render, terms, gradients = judge_patches((), batch, Budget(torch.tensor(num_rays), 6000, 5000))
     assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
     assert render.is_served is not None
     assert int(render.is_served.sum()) == num_rays
@@ -95,9 +86,9 @@ def test_patches_without_room_for_all_rays_do_not_count(num_rays: int, whole: in
 def test_patches_are_served_first() -> None:
     """Buffers that run full cut off single rays, and then the last patch."""
     batch = batch_of()
-    everything = int(judge((), batch, Budget(torch.tensor(84), 6000, 5000))[0].num_samples)
+    everything = int(judge_patches((), batch, Budget(torch.tensor(84), 6000, 5000))[0].num_samples)
     for rendered in (everything - 1, everything // 2):
-        render, _, _ = judge((), batch, Budget(torch.tensor(84), 6000, rendered))
+        render, _, _ = judge_patches((), batch, Budget(torch.tensor(84), 6000, rendered))
         assert render.is_served is not None
         served = int(render.is_served.sum())
         assert 0 < served < 84
@@ -126,13 +117,6 @@ def test_what_the_terms_ask_for() -> None:
 
 
 # Enough rays
-
-
-def test_next_number_of_rays_is_never_below_the_patches() -> None:
-    config = tiny_config("trainer.samples_per_step=1000", "trainer.max_rays=200").trainer
-    assert next_num_rays(100, 2000, config, 75) == 95
-    assert next_num_rays(100, 100_000, config, 95) == 95
-    assert next_num_rays(95, 10**6, config, 95) == 95
 
 
 @pytest.mark.parametrize("buffers", ["fixed", "packed"])

@@ -65,6 +65,13 @@ CONFS = Path(__file__).resolve().parents[2] / "confs"
             "model.min_step: has no effect with model.importance=8; set model.importance=0, or leave it out",
         ),
         (["system.patch_size=5"], "give system.loss.ssim or system.loss.lpips a value above 0"),
+        (
+            ["dataset.test_steps=9", "test.path=inputs/ride.json"],
+            (
+                "dataset.test_steps: has no effect with test.path=inputs/ride.json; set test.path=orbit, or "
+                "leave it out"
+            ),
+        ),
         (["test.video=false", "test.fps=3"], "test.fps: has no effect while test.video=false"),
         (
             ["model.appearance.width=3"],
@@ -95,6 +102,8 @@ def test_keys_without_effect(overrides: list[str], line: str) -> None:
         ["system.loss.sparsity=[[0,0],[1,0.1]]", "system.sparsity_scale=3"],
         ["system.loss.curvature=0.1", "system.random_points_per_step=7"],
         ["trainer.lookahead=3", "trainer.cuda_graph=false"],
+        ["dataset.test_steps=9", "test.path=interp"],
+        ["test.path=inputs/ride.json"],
         ["trainer.health_step=5", "trainer.strict=true"],
         ["trainer.strict=true", "trainer.health_step=5"],
     ],

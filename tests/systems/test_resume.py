@@ -155,6 +155,17 @@ def test_resume_of_another_model_changes_nothing(tmp_path: Path) -> None:
     assert history(training.run)["step"] == ["1", "2"]
 
 
+def test_resume_with_another_meaning_of_the_weights_changes_nothing(tmp_path: Path) -> None:
+    training = new_trainer(tmp_path, "trainer.max_steps=2")
+    training.train()
+    what = r"was trained with model\.density=neus, this config has volsdf; set model\.density=neus"
+    with pytest.raises(CheckpointError, match=what):
+        resumed_trainer(training, "model.density=volsdf")
+    assert history(training.run)["step"] == ["1", "2"]
+    # Nothing else keeps a run from going on with what does not change the weights' meaning.
+    resumed_trainer(training, "model.min_step=0.01", "system.loss.sparsity=0.1").train()
+
+
 def test_more_steps_on_resume(tmp_path: Path) -> None:
     training = new_trainer(tmp_path, "trainer.max_steps=5")
     training.train()

@@ -14,7 +14,6 @@ from tiny import (
     new_trainer,
     raiser,
     resumed_trainer,
-    tiny_config,
     tiny_scene,
 )
 
@@ -22,7 +21,6 @@ from models.opacity import DENSITIES
 from process_data.batches import RayBatches
 from systems import checkpoint, trainer
 from systems.step import composite_masked
-from systems.trainer import OptimizerConfig, describe_losses, next_num_rays
 
 # Interruptions
 
@@ -88,16 +86,6 @@ def test_minutes_end_a_run_with_its_schedules_done(tmp_path: Path, monkeypatch: 
     assert longer.step == 30
 
 
-def test_next_number_of_rays_by_hand() -> None:
-    config = tiny_config("trainer.samples_per_step=1000", "trainer.max_rays=200").trainer
-    assert next_num_rays(100, 1000, config) == 100
-    assert next_num_rays(100, 2000, config) == 95
-    assert next_num_rays(100, 500, config) == 110
-    assert next_num_rays(100, 0, config) == 110
-    assert next_num_rays(190, 10, config) == 200
-    assert next_num_rays(1, 10**6, config) == 1
-
-
 def test_samples_settle_near_their_budget(tmp_path: Path) -> None:
     training = new_trainer(tmp_path, "trainer.samples_per_step=500", "trainer.max_rays=4000")
     counts = []
@@ -157,7 +145,7 @@ def test_training_learns(tmp_path: Path, density: str) -> None:
 def test_losses_in_one_line(tmp_path: Path) -> None:
     training = new_trainer(tmp_path, "system.loss.sparsity=[[0.5,0],[1,0.25]]")
     expected = "rgb_l1 1  eikonal 0.1  mask 0.1  sparsity [[0.5, 0], [1, 0.25]]"
-    assert describe_losses(training.system) == expected
+    assert training.system.describe_losses() == expected
 
 
 def test_masked_pixels_get_the_background() -> None:
@@ -171,8 +159,3 @@ def test_masked_pixels_get_the_background() -> None:
     assert torch.equal(composited.rgb[~inside], pink.expand(int((~inside).sum()), 3))
     without = replace(batch, mask=None)
     assert composite_masked(without, pink) is without
-
-
-def test_an_optimiser_needs_a_little_in_its_denominator() -> None:
-    with pytest.raises(ValueError, match=r"trainer\.optimizer\.eps: must be above 0, got 0"):
-        OptimizerConfig(eps=0.0)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers_triton import DEVICE, needs_triton
-from test_device_step import NoWaiting, device_step_of
+from helpers_waiting import NoWaiting
+from test_device_step import device_step_of
 from tiny import new_trainer, parameters_of, resumed_trainer, same_tensors
 
 from systems.rendering import render_view

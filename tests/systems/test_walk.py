@@ -17,7 +17,8 @@ WALK = [
     *("encoder/hashgrid/geometry.py", "encoder/hashgrid/cpu.py"),
     *("encoder/spherical.py", "models/mlp/__init__.py", "models/mlp/reference.py", "utils/padding.py"),
     *("models/compositing/__init__.py", "models/compositing/cpu.py"),
-    *("systems/losses.py", "models/occupancy.py", "models/chunks.py"),
+    *("systems/losses.py", "systems/bad_steps.py", "systems/ray_budget.py"),
+    *("models/occupancy.py", "models/chunks.py"),
 ]
 """In the order in which a step enters them first."""
 

@@ -1,22 +1,25 @@
 """A whole training run in small, for the tests of ``systems``: see ``tiny.yaml`` for its sizes."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from models import Model, build_model
 from models.backends import Backends
 from process_data import load_scene
 from run import sections
 from systems import SYSTEMS
+from systems.neus import NeuSSystem
 from systems.record import Run
+from systems.step import weighted_sum
 from systems.trainer import Trainer
 from utils.backend import seed_everything
 from utils.config import Config, load_config
-from utils.types import Scene
+from utils.types import Batch, Budget, RenderOutput, Scene
 
 SECTIONS = sections()
 CPU = torch.device("cpu")
@@ -52,6 +55,23 @@ def bare_model(num_proposals: int = 0, has_coarse_network: bool = False) -> Any:
         "query_field": None,
     }
     return type("BareModel", (Model,), members)(Backends.all("cpu"))
+
+
+Judged = tuple[RenderOutput, dict[str, Tensor], dict[str, Tensor]]
+"""What is rendered, the unweighted loss terms, and the gradients of all parameters that have one."""
+
+
+def judge(config: Config, batch: Batch, budget: Budget | None) -> Judged:
+    """What untrained NeuS and its rules say of a batch halfway through training, with a budget or without."""
+    scene = scene_of(config.dataset)
+    model = tiny_model(config, scene)
+    system = NeuSSystem(config.system, model.num_levels, scene.masks is not None)
+    progress = system.progress_at(0.5)
+    render = model.render(batch.rays, progress, torch.ones(3), None, budget)
+    field = partial(model.query_field, progress=progress)
+    terms = system.loss_terms(render, batch, progress, field, torch.Generator())
+    weighted_sum(terms, progress.loss_weights).backward()
+    return render, terms, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 def new_run(config: Config, outputs: Path) -> Run:

@@ -153,6 +153,24 @@ def test_masks_match_by_order_when_counts_agree(capture: Capture) -> None:
     assert [int(scene.masks.image(view)[0].sum()) // 255 for view in range(4)] == [8, 9, 10, 11]
 
 
+@pytest.mark.parametrize("ending", ["_mask.png", "_foreground_mask.png"])
+def test_masks_beside_the_pictures(capture: Capture, ending: str) -> None:
+    expected = load_dtu(capture.config(apply_mask=True))
+    for name in ("1", "2", "10", "11"):
+        (capture.root / "mask" / f"00{name}.png").rename(capture.root / "image" / f"{name}{ending}")
+    (capture.root / "mask").rmdir()
+    scene = load_dtu(capture.config(apply_mask=True))
+    assert scene.image_names == ("1.png", "2.png", "10.png", "11.png")
+    assert scene.masks is not None
+    assert expected.masks is not None
+    assert torch.equal(scene.masks.pixels, expected.masks.pixels)
+    assert torch.equal(scene.images.pixels, expected.images.pixels)
+    assert load_dtu(capture.config()).image_names == scene.image_names
+    (capture.root / "image" / f"2{ending}").unlink()
+    with pytest.raises(DataError, match=r"2\.png: has no mask \(1 of 4 .*apply_mask=false"):
+        load_dtu(capture.config(apply_mask=True))
+
+
 def test_grey_and_upper_case_files_and_stray_ones(capture: Capture) -> None:
     (capture.root / "image" / "1.png").unlink()
     Image.fromarray(np.full((HEIGHT, WIDTH), 77, np.uint8)).save(capture.root / "image" / "1.JPG")

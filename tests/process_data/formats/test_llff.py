@@ -117,15 +117,18 @@ def test_smaller_copies_stand_for_a_downscale(root: Path, folder: str) -> None:
     assert by_hand.cameras.size.tolist() == scene.cameras.size.tolist()
 
 
-def test_masks(root: Path) -> None:
+@pytest.mark.parametrize("place", ["masks/{}.png", "images/{}_mask.png"])
+def test_masks(root: Path, place: str) -> None:
     (root / "masks").mkdir()
     for index, name in enumerate(NAMES):
         mask = np.zeros((HEIGHT, WIDTH), np.uint8)
         mask[:, : 8 * (index + 1)] = 255
-        Image.fromarray(mask).save(root / "masks" / name)
+        Image.fromarray(mask).save(root / place.format(Path(name).stem))
     scene = load_llff(config(root, apply_mask=True))
+    assert scene.image_names == tuple(NAMES)
     assert scene.masks is not None
     assert [int((scene.masks.image(view)[0] > 0).sum()) for view in range(6)] == [8, 16, 24, 32, 40, 48]
+    assert load_llff(config(root)).image_names == tuple(NAMES)
 
 
 def test_the_region_holds_what_the_cameras_see_together(root: Path) -> None:

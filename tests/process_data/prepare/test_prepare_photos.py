@@ -216,6 +216,23 @@ def test_where_masks_come_from(tmp_path: Path) -> None:
         make_masks("auto", photos, images, target)
 
 
+@pytest.mark.parametrize("kind", ["auto", "folder"])
+def test_masks_beside_the_photos(tmp_path: Path, kind: str) -> None:
+    columns = np.tile(np.arange(40), (24, 1))
+    masks = [np.where(columns < width, 255, 0).astype(np.uint8) for width in (8, 16, 24)]
+    for index, mask in enumerate(masks):
+        save(tmp_path / f"{index}.png", picture())
+        save(tmp_path / f"{index}_mask.png", mask)
+    photos = collect_photos(tmp_path, tmp_path / "images", 0)
+    assert [photo.source.name for photo in photos] == ["0.png", "1.png", "2.png"]
+    assert make_masks(kind, photos, tmp_path, tmp_path / "out") == f"masks from {tmp_path}"
+    for index, mask in enumerate(masks):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / f"{index}.png")), mask)
+    (tmp_path / "1_mask.png").unlink()
+    with pytest.raises(DataError, match=r"no mask for 1 of 3 photos, first 1\.png; add 1_mask\.png, or give"):
+        make_masks(kind, photos, tmp_path, tmp_path / "out")
+
+
 def test_rembg_is_used_only_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "a.png", picture())
     photos = [collected(tmp_path / "a.png")]
