@@ -8,6 +8,7 @@ python benchmarks/quality.py dtu --data DIR/dtu_scan65
 python benchmarks/quality.py lego --data DIR/nerf_synthetic/lego
 python benchmarks/quality.py alexander --data DIR/alexander
 python benchmarks/quality.py fox --data DIR/fox
+python benchmarks/quality.py bonsai --data DIR/bonsai
 python benchmarks/quality.py nerf-lego --data DIR/nerf_synthetic/lego
 
 Writes ``benchmarks/results/NAME.json`` (``--results DIR`` elsewhere): command, seed, commit, machine, wall
@@ -49,6 +50,7 @@ COMMANDS = {
     "lego": ["--config", "confs/neus-blender.yaml", "dataset.img_downscale=2", *QUARTER_HOUR],
     "nerf-lego": ["--config", "confs/nerf-blender.yaml", "dataset.img_downscale=2", "test.video=false"],
     "alexander": ["--config", "confs/neus-colmap-wmask.yaml", *DTU, *QUARTER_HOUR],
+    "bonsai": ["--config", "confs/neus-colmap.yaml", *DTU, *QUARTER_HOUR],
     "fox": [
         "--config",
         "confs/neus-transforms.yaml",
