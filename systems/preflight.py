@@ -76,7 +76,9 @@ _VAIN: dict[str, tuple[str, str | tuple[str, ...], str]] = {
     "trainer.optimizer.final_ratio": ("trainer.optimizer.decay", "constant", "exponential"),
     "model.appearance.width": ("model.appearance.mode", ("none", "exposure"), "embedding"),
     "model.background.proposal.": ("model.background.sampler", "inverse_distance", "proposal"),
+    "model.background.surface_density": ("export.extent", ("1", "1.0"), "3"),
     "model.unit": ("model.contraction", "none", "linf"),
+    "export.min_views": ("export.unseen", ("keep", "flag"), "cut"),
     "dataset.test_steps": ("test.path", "*.json", "orbit"),
 }
 """A key, or all keys that begin so, without effect where another one has this value or form, or one of these,

@@ -85,6 +85,12 @@ CONFS = Path(__file__).resolve().parents[2] / "confs"
             ["model.background.enabled=true", "model.background.proposal.num_levels=3"],
             "has no effect with model.background.sampler=inverse_distance",
         ),
+        (
+            ["model.background.enabled=true", "model.background.surface_density=3"],
+            "has no effect with export.extent=1.0; set export.extent=3, or leave it out",
+        ),
+        (["export.min_views=3"], "has no effect with export.unseen=keep; set export.unseen=cut"),
+        (["export.unseen=flag", "export.min_views=3"], "has no effect with export.unseen=flag"),
         (["trainer.strict=true"], "give trainer.learning_step or trainer.health_step a value above 0"),
     ],
 )
@@ -99,6 +105,8 @@ def test_keys_without_effect(overrides: list[str], line: str) -> None:
     [
         ["model.background.enabled=true", "model.background.far=50"],
         ["model.background.enabled=false"],
+        ["model.background.enabled=true", "model.background.surface_density=3", "export.extent=2"],
+        ["export.min_views=3", "export.unseen=cut"],
         ["system.loss.sparsity=[[0,0],[1,0.1]]", "system.sparsity_scale=3"],
         ["system.loss.curvature=0.1", "system.random_points_per_step=7"],
         ["trainer.lookahead=3", "trainer.cuda_graph=false"],
