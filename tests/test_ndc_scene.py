@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,7 +84,8 @@ class Folder:
 
 
 class Settings:
-    export = ExportConfig(resolution=64, cull_shells=False)
+    def __init__(self, **export: Any) -> None:
+        self.export = ExportConfig(resolution=64, cull_shells=False, **export)
 
 
 def warped_scene() -> Scene:
@@ -106,6 +108,17 @@ def test_the_exported_mesh_is_metric(tmp_path: Path) -> None:
     facing = mesh.vertex_normals[np.abs(in_scene[:, 2] - front) < 0.01 * front]
     assert len(facing) > 100
     assert np.median(facing[:, 2]) == pytest.approx(-1.0, abs=1e-3)
+
+
+def test_the_back_of_a_wall_is_cut(tmp_path: Path) -> None:
+    scene = replace(warped_scene(), world_from_scene=torch.eye(4).double())
+    export_mesh(Settings(unseen="cut"), scene, Wall(), Folder(tmp_path), 1)
+    depth = np.asarray(trimesh.load(tmp_path / "save" / "mesh.ply", process=False).vertices)[:, 2]
+    front, back = (2 * NEAR / (1 - 3**0.5 * (Wall.z + shift)) for shift in (-0.05, 0.05))
+    assert depth.min() == pytest.approx(front, rel=0.01)
+    # Its outer sides are in the frames of some cameras, its back is in none.
+    assert (depth < front + 0.02 * (back - front)).mean() > 0.5
+    assert depth.max() < back - 0.02 * (back - front)
 
 
 def test_a_background_behind_infinity_is_refused() -> None:
