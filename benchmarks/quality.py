@@ -10,6 +10,8 @@ python benchmarks/quality.py alexander --data DIR/alexander
 python benchmarks/quality.py fox --data DIR/fox
 python benchmarks/quality.py bonsai --data DIR/bonsai
 python benchmarks/quality.py nerf-lego --data DIR/nerf_synthetic/lego
+python benchmarks/quality.py neus-synthetic-outdoor      # and others by their config's name, for minutes
+python benchmarks/quality.py volsdf-dtu --data DIR/dtu_scan65
 
 Writes ``benchmarks/results/NAME.json`` (``--results DIR`` elsewhere): command, seed, commit, machine, wall
 time, steps, peak memory, metrics, and the tolerances within which a repetition on another machine agrees.
@@ -73,7 +75,42 @@ SYNTHETIC = {
     }.items()
 }
 COMMANDS |= SYNTHETIC
-WITHOUT_DATA = ("nightly", "demo", *SYNTHETIC)
+# Of each config without a longer run: one that steps bound, on small pictures, for minutes on one thread.
+SHORT = ["trainer.max_minutes=null", "test.video=false", "export.resolution=256"]
+SHORT_SYNTHETIC = {
+    "neus-synthetic-outdoor": 1500,
+    "neus-synthetic-room": 1200,
+    "volsdf-synthetic": 1500,
+    "nerf-synthetic": 1500,
+    "nerf-vanilla-synthetic": 300,
+}
+SHORT_CAPTURES = {
+    # Steps, and by what pictures of 800 x 533 to 1080 x 1920 are divided.
+    "volsdf-dtu": (1500, 4),
+    "volsdf-dtu-wmask": (1500, 4),
+    "neuralangelo-dtu": (1500, 4),
+    "neuralangelo-dtu-wmask": (1500, 4),
+    "neuralangelo-colmap": (1500, 4),
+    "nerf-colmap": (1500, 4),
+    "nerf-transforms": (1500, 8),
+    "nerf-vanilla-blender": (300, 8),
+    "mipnerf360-blender": (700, 8),
+    "mipnerf360-colmap": (700, 8),
+    "mipnerf360-transforms": (700, 16),
+}
+COMMANDS |= {
+    name: ["--config", f"confs/{name}.yaml", *SHORT, f"trainer.max_steps={steps}"]
+    for name, steps in SHORT_SYNTHETIC.items()
+}
+COMMANDS |= {
+    name: [
+        *("--config", f"confs/{name}.yaml", *SHORT, f"trainer.max_steps={steps}"),
+        f"dataset.img_downscale={downscale}",
+        *([] if name.endswith("blender") else ["dataset.holdout=8"]),
+    ]
+    for name, (steps, downscale) in SHORT_CAPTURES.items()
+}
+WITHOUT_DATA = ("nightly", "demo", *SYNTHETIC, *SHORT_SYNTHETIC)
 TOLERANCE = {"psnr": 1.2, "psnr_masked": 1.8, "ssim": 0.01, "chamfer_percent": 0.08}
 """dB; dB; -; percent of the scene's radius. Other processors and versions of PyTorch round differently, which
 training amplifies: the same 1500 steps on one and on two threads, a few commits apart, gave 31.4 and 30.5 dB,
