@@ -36,7 +36,7 @@ from utils.mesh_report import mesh_report, observed_holes
 from utils.metrics import compare_surfaces
 from utils.raster import contact_sheet
 from utils.types import Scene, TriangleMesh
-from utils.visibility import count_views, cut_unseen
+from utils.visibility import count_views, cut_unseen, views_to_look_through
 
 logger = logging.getLogger("systems.export")
 
@@ -60,7 +60,8 @@ class ExportConfig:
     """Drop parts that lie on the wall of the unit sphere with over 30 % of their area (backgrounds)."""
     unseen: Literal["keep", "cut", "flag"] = "keep"
     """What becomes of the surface where no camera looked, which is a guess: keep closes it (for printing),
-    cut removes it, flag keeps it and writes to the PLY, as ``seen``, how many training views show it."""
+    cut removes it, flag keeps it and writes to the PLY, as ``seen``, how many training views show it (of
+    more than 100, so many are looked through)."""
     min_views: int = 2
     """Training views that have to show a place for it to be seen (with a single one, that one), >= 1."""
     up: Up | Literal["auto"] = "auto"
@@ -81,6 +82,7 @@ class ExportConfig:
             ),
             "keep_components": (self.keep_components >= 0, "give 0 (all) or more"),
             "min_faces": (self.min_faces >= 0, "give 0 or more"),
+            "unseen": (self.unseen != "flag" or "ply" in self.formats, "add ply to export.formats"),
             "min_views": (self.min_views >= 1, "give 1 or more"),
             "up": (self.up in ("auto", "x", "y", "z", "-x", "-y", "-z"), "give auto, x, y, z, -x, -y or -z"),
             "lipschitz": (self.lipschitz > 0, "give a positive slope, 1 for an exact distance"),
@@ -206,13 +208,12 @@ def judge_unseen(mesh: TriangleMesh, scene: Scene, settings: ExportConfig) -> Tr
     views = count_views(mesh, scene)
     if settings.unseen == "flag":
         return replace(mesh, views=views)
-    kept = cut_unseen(mesh, views, min(settings.min_views, len(scene.train_indices)))
-    # What the cut has severed is not the thing that was looked at.
-    kept = keep_largest_components(kept, settings.keep_components, settings.min_faces)
+    least = min(settings.min_views, len(views_to_look_through(scene)))
+    kept = cut_unseen(mesh, views, least)
     logger.info(
         "cut off %s faces that fewer than %d training views show (export.unseen=keep closes the surface)",
         f"{len(mesh.faces) - len(kept.faces):,}",
-        settings.min_views,
+        least,
     )
     return kept
 

@@ -21,19 +21,27 @@ MOST_VIEWS = 100
 _PIXELS = 512
 """Along the longer side of the depth maps that tell what stands in front."""
 _TOLERANCE = 0.01
-"""What is so little behind the nearest surface is that surface, scene units: twice the usual voxel."""
-_WIDEST = 5.0
-"""Tangent of the angle to the optical axis (79 degrees) beyond which nothing counts as seen."""
-_MOST_OF_A_GAP = 0.005
-"""Unseen patches smaller than this share of the surface are folds between what is seen, and stay."""
+"""What is so little behind the nearest surface is that surface, scene units, besides what a pixel spans."""
+_LEAST_COSINE = 0.02
+"""Of the angle at which a surface is seen, where the depth is reckoned that a pixel of it spans."""
+_NEGLIGIBLE = 0.005
+"""Share of the surface: smaller unseen patches are folds between what is seen, and stay; smaller seen patches
+that nothing seen connects to others are debris, and go."""
+
+
+def views_to_look_through(scene: Scene) -> list[int]:
+    """The training views, or ``MOST_VIEWS`` of them, evenly chosen."""
+    views = scene.train_indices
+    chosen = np.linspace(0, len(views) - 1, min(len(views), MOST_VIEWS)).round().astype(int)
+    return [views[index] for index in chosen]
 
 
 def count_views(mesh: TriangleMesh, scene: Scene) -> npt.NDArray[np.int64]:
-    """How many training views show each vertex: in the frame, from outside, with nothing in front.
+    """How many of :func:`views_to_look_through` show each vertex: in the frame, from outside, unhidden.
 
     Args:
         mesh: in metric scene space.
-        scene: gives the training cameras; of more than ``MOST_VIEWS`` as many are looked through.
+        scene: gives the cameras.
 
     Returns:
         ``(V,)``.
@@ -42,36 +50,65 @@ def count_views(mesh: TriangleMesh, scene: Scene) -> npt.NDArray[np.int64]:
     mesh = replace(mesh, normals=vertex_normals(mesh), colors=None)
     positions = torch.from_numpy(mesh.vertices).float()
     views = np.zeros(len(mesh.vertices), np.int64)
-    for view in scene.train_indices[:: 1 + (len(scene.train_indices) - 1) // MOST_VIEWS]:
-        in_frame = project(cameras, view, positions)[2].numpy()
-        if in_frame.any():
-            views += in_frame & _is_exposed(mesh, cameras.c2w[view].double().numpy())
+    for view in views_to_look_through(scene):
+        is_in_frame = project(cameras, view, positions)[2].numpy()
+        views += _is_exposed(mesh, cameras.c2w[view].double().numpy(), is_in_frame)
     return views
 
 
-def _is_exposed(mesh: TriangleMesh, c2w: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Vertices that are seen from outside, and with nothing in front, from a camera without a frame."""
-    in_camera = (mesh.vertices - c2w[:, 3]) @ c2w[:, :3]
-    depth = in_camera[:, 2]
-    tangents = in_camera[:, :2] / np.where(depth > NEAR, depth, 1.0)[:, None]
+def _is_exposed(
+    mesh: TriangleMesh, c2w: npt.NDArray[np.float64], is_candidate: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_]:
+    """Which of some vertices are seen from outside, with nothing in front, whatever the camera's lens."""
     assert mesh.normals is not None
-    is_exposed = ((c2w[:, 3] - mesh.vertices) * mesh.normals).sum(axis=1) > 0
-    is_exposed &= (depth > NEAR) & (np.abs(tangents) < _WIDEST).all(axis=1)
-    if not is_exposed.any():
-        return is_exposed
-    # A depth map that just holds them: as fine as it can be, whatever the lens.
-    low, high = tangents[is_exposed].min(axis=0), tangents[is_exposed].max(axis=0)
+    towards = c2w[:, 3] - mesh.vertices
+    cosine = (towards * mesh.normals).sum(axis=1) / np.maximum(np.linalg.norm(towards, axis=1), 1e-12)
+    is_candidate = is_candidate & (cosine > 0)
+    is_exposed = np.zeros(len(mesh.vertices), bool)
+    # A lens may look anywhere: depth maps along the axes of a cube, mostly along one of them alone.
+    in_camera = -towards @ c2w[:, :3]
+    longest = np.abs(in_camera).argmax(axis=1)
+    is_ahead = np.take_along_axis(in_camera, longest[:, None], axis=1)[:, 0] > 0
+    for axis in range(3):
+        for sign, is_there in ((1.0, is_ahead), (-1.0, ~is_ahead)):
+            chosen = np.nonzero(is_candidate & (longest == axis) & is_there)[0]
+            if len(chosen) == 0:
+                continue
+            turn = np.roll(np.eye(3), 2 - axis, axis=1)
+            turn[:, 2] *= sign
+            turn[:, 1] *= sign  # No mirror.
+            pose = np.column_stack([c2w[:, :3] @ turn, c2w[:, 3]])
+            is_exposed[chosen] = _is_nearest(mesh, pose, chosen, cosine[chosen])
+    return is_exposed
+
+
+def _is_nearest(
+    mesh: TriangleMesh,
+    pose: npt.NDArray[np.float64],
+    chosen: npt.NDArray[np.int64],
+    cosine: npt.NDArray[np.float64],
+) -> npt.NDArray[np.bool_]:
+    """Which of the ``chosen`` vertices, within 45 degrees of a camera's axis, have nothing in front."""
+    in_camera = (mesh.vertices[chosen] - pose[:, 3]) @ pose[:, :3]
+    depth = in_camera[:, 2]
+    tangents = in_camera[:, :2] / np.maximum(depth, NEAR)[:, None]
+    # A depth map that just holds them: as fine as it can be.
+    low, high = tangents.min(axis=0), tangents.max(axis=0)
     focal = _PIXELS / max(float((high - low).max()), 1e-9)
     intrinsics = np.array([[focal, 0.0, -focal * low[0]], [0.0, focal, -focal * low[1]], [0.0, 0.0, 1.0]])
     width, height = np.maximum(np.ceil(focal * (high - low)).astype(int), 1)
-    render = render_mesh(mesh, c2w, intrinsics, (int(width), int(height)))
+    render = render_mesh(mesh, pose, intrinsics, (int(width), int(height)))
     nearest = np.where(render.mask, render.depth, np.inf)
     column, row = np.clip((focal * (tangents - low)).astype(int), 0, [width - 1, height - 1]).T
-    return is_exposed & (depth < nearest[row, column] + _TOLERANCE)
+    cosine = np.maximum(cosine, _LEAST_COSINE)
+    spanned = depth / focal * np.sqrt(1.0 - np.minimum(cosine, 1.0) ** 2) / cosine
+    return depth < nearest[row, column] + _TOLERANCE + spanned
 
 
 def cut_unseen(mesh: TriangleMesh, views: npt.NDArray[np.int64], min_views: int) -> TriangleMesh:
     """Drop the faces of which no corner is in enough views, but for small gaps between others.
+
+    What the cut has severed stays, each part of it, if it is larger than debris.
 
     Args:
         mesh: in any frame.
@@ -81,14 +118,23 @@ def cut_unseen(mesh: TriangleMesh, views: npt.NDArray[np.int64], min_views: int)
     Raises:
         ExportError: nothing would be left.
     """
-    is_unseen = (views < min_views)[mesh.faces].all(axis=1)
-    if is_unseen.all():
+    areas = face_areas_and_normals(mesh)[0]
+    least = _NEGLIGIBLE * areas.sum()
+    is_unseen: npt.NDArray[np.bool_] = np.all((views < min_views)[mesh.faces], axis=1)
+    is_left = ~is_unseen
+    is_left[is_unseen] = _patch_areas(mesh, is_unseen, areas) <= least
+    is_kept = is_left.copy()
+    is_kept[is_left] = _patch_areas(mesh, is_left, areas) > least
+    if is_unseen.all() or not is_kept.any():
         raise ExportError(
             "export.unseen", f"{min_views} training view(s) see no part of the mesh", "set it to keep"
         )
-    areas = face_areas_and_normals(mesh)[0]
-    patches = face_components(replace(mesh, faces=mesh.faces[is_unseen]))
-    is_large = np.bincount(patches, areas[is_unseen]) > _MOST_OF_A_GAP * areas.sum()
-    is_cut = np.zeros(len(mesh.faces), bool)
-    is_cut[np.nonzero(is_unseen)[0][is_large[patches]]] = True
-    return select_faces(mesh, ~is_cut)
+    return select_faces(mesh, is_kept)
+
+
+def _patch_areas(
+    mesh: TriangleMesh, chosen: npt.NDArray[np.bool_], areas: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """For each of the chosen faces the area of the connected patch of these that it belongs to."""
+    patches = face_components(replace(mesh, faces=mesh.faces[chosen]))
+    return np.bincount(patches, areas[chosen]).astype(np.float64)[patches]

@@ -8,9 +8,12 @@ import torch
 import trimesh
 
 from utils.errors import ExportError
-from utils.mesh import face_areas_and_normals
+from utils.extraction import extract_surface
+from utils.lens import project
+from utils.mesh import face_areas_and_normals, face_components, select_faces
+from utils.scene import Lens
 from utils.types import Cameras, ImageStack, Scene, TriangleMesh
-from utils.visibility import count_views, cut_unseen
+from utils.visibility import count_views, cut_unseen, views_to_look_through
 
 DISTANCE = 3.0
 RADIUS = 0.5
@@ -106,6 +109,79 @@ def test_the_unseen_side_is_cut_and_folds_stay():
     assert face_areas_and_normals(kept)[0].sum() < 0.6 * face_areas_and_normals(mesh)[0].sum()
     # Every face kept has a corner that is seen.
     assert kept.vertices[kept.faces][..., 0].max(axis=1).min() > 0
+
+
+def looking_from(scene: Scene, focal: float) -> Scene:
+    intrinsics = scene.cameras.intrinsics.clone()
+    intrinsics[:, [0, 1], [0, 1]] = focal
+    return replace(scene, cameras=replace(scene.cameras, intrinsics=intrinsics))
+
+
+def ring(count: int, radius: float, height: float) -> list[tuple[float, float, float]]:
+    turns = np.linspace(0, 2 * np.pi, count, endpoint=False)
+    return [(float(radius * np.cos(turn)), float(radius * np.sin(turn)), height) for turn in turns]
+
+
+def test_what_the_cut_severs_stays() -> None:
+    """A table, from above: its leg is hidden, its top and the floor are not."""
+
+    def distance(positions: torch.Tensor) -> torch.Tensor:
+        parts = []
+        for height, half in ((0.25, (0.35, 0.35, 0.03)), (0.0, (0.05, 0.05, 0.28)), (-0.3, (0.6, 0.6, 0.05))):
+            q = (positions - torch.tensor([0.0, 0.0, height])).abs() - torch.tensor(half)
+            parts.append(q.clamp(min=0).norm(dim=1) + q.max(dim=1).values.clamp(max=0))
+        return torch.stack(parts).min(dim=0).values
+
+    mesh = extract_surface(distance, 96, 1.0)
+    scene = looking_from(scene_from(*ring(12, 2.0, 3.0)), 80.0)
+    kept = cut_unseen(mesh, count_views(mesh, scene), 2)
+    areas = np.bincount(face_components(kept), face_areas_and_normals(kept)[0])
+    assert len(areas) == 2
+    for height in (0.28, -0.25):
+        there = np.abs(kept.vertices[:, 2] - height) < 0.02
+        assert np.ptp(kept.vertices[there, 0]) > 0.6
+    assert not (np.abs(kept.vertices[:, 2]) < 0.1).any(), "nobody sees the leg"
+
+
+def test_a_ground_seen_at_a_slant_is_seen() -> None:
+    ticks = np.linspace(-10.0, 10.0, 200)
+    x, y = np.meshgrid(ticks, ticks, indexing="ij")
+    corner = (np.arange(199)[:, None] * 200 + np.arange(199)).ravel()
+    faces = np.concatenate(
+        [np.stack([corner, corner + 200, corner + 201], 1), np.stack([corner, corner + 201, corner + 1], 1)]
+    )
+    ground = TriangleMesh(np.stack([x.ravel(), y.ravel(), np.zeros(x.size)], 1), faces)
+    scene = looking_from(scene_from(*ring(12, 2.0, 0.5)), 60.0)
+    expected = np.zeros(x.size, np.int64)
+    for view in scene.train_indices:
+        expected += project(scene.cameras, view, torch.from_numpy(ground.vertices).float())[2].numpy()
+    assert (expected > 0).sum() > 20_000
+    np.testing.assert_array_equal(count_views(ground, scene), expected)
+
+
+def test_a_panorama_sees_all_around() -> None:
+    # From within a cube: normals point inwards.
+    mesh = extract_surface(lambda at: 0.55 - at.abs().max(dim=1).values, 64, 1.0)
+    mesh = select_faces(mesh, np.abs(mesh.vertices[mesh.faces]).max(axis=(1, 2)) < 0.56)
+    scene = scene_from((0.0, 0.0, 0.1))
+    cameras = replace(
+        scene.cameras,
+        size=torch.tensor([[200, 100]]),
+        lenses=(Lens("EQUIRECTANGULAR", (200.0, 100.0), (200, 100)),),
+    )
+    images = ImageStack.from_images([np.zeros((100, 200, 3), np.uint8)])
+    views = count_views(mesh, replace(scene, cameras=cameras, images=images))
+    assert views.mean() > 0.97
+
+
+def test_of_many_views_a_hundred_are_looked_through() -> None:
+    scene = scene_from(*[(DISTANCE, 0.0, 0.001 * index) for index in range(130)], size=8)
+    assert len(views_to_look_through(scene)) == 100
+    assert views_to_look_through(scene)[0] == 0
+    assert views_to_look_through(scene)[-1] == 129
+    assert count_views(ball(), scene).max() == 100
+    few = replace(scene, train_indices=(3, 5, 9))
+    assert views_to_look_through(few) == [3, 5, 9]
 
 
 def test_nothing_seen_is_an_error():
