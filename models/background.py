@@ -74,6 +74,10 @@ class BackgroundConfig:
                 f"model.background.num_samples: must be at least {lowest}, got {self.num_samples}"
             )
         check_surface_density(self.surface_density, "model.background.surface_density")
+        for key, high in (("hidden_width", 4096), ("direction_degree", 5)):
+            if not 1 <= getattr(self, key) <= high:
+                given = getattr(self, key)
+                raise ValueError(f"model.background.{key}: must lie in 1..{high}, got {given}")
         if not self.far > 2:
             raise ValueError(f"model.background.far: must be above 2 (the sphere's diameter), got {self.far}")
 
@@ -122,7 +126,10 @@ class Background(nn.Module):
         gradient_scaling: float = 0.0,
     ) -> None:
         super().__init__()
-        self.unit, self.gradient_scaling = unit, gradient_scaling
+        self.unit: Tensor
+        # With the weights: another choice of training cameras would be another unit.
+        self.register_buffer("unit", torch.tensor(unit))
+        self.gradient_scaling = gradient_scaling
         self.num_samples, self.far = config.num_samples, config.far
         self.backend = backends.compositing
         self.density_field = DensityField(config.density_field, CONTRACTED_RADIUS, backends, appearance_width)
@@ -186,7 +193,7 @@ class Background(nn.Module):
         """
         count = None if num_rays is None else num_rays * self.num_samples
         near = self.start(rays) / self.unit
-        far = torch.full_like(near, self.far / self.unit)
+        far = torch.full_like(near, self.far) / self.unit
         scaled = replace(rays, origins=rays.origins / self.unit)
         if self.sampler is None:
             intervals = self.even_intervals(scaled, near, far, generator)

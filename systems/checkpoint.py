@@ -24,7 +24,9 @@ _MEANING = (
     *("model.contraction", "model.encoding.contracted", "model.unit"),
     *("model.sdf.hash_grid.base_resolution", "model.sdf.hash_grid.max_resolution"),
     *("model.density_field.hash_grid.base_resolution", "model.density_field.hash_grid.max_resolution"),
+    *("model.background.hash_grid.base_resolution", "model.background.hash_grid.max_resolution"),
     *("model.proposal.base_resolution", "model.proposal.max_resolutions"),
+    *("model.background.proposal.base_resolution", "model.background.proposal.max_resolutions"),
 )
 """Keys that say what weights mean, not how many there are: with other values they load and show nonsense."""
 

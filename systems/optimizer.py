@@ -25,9 +25,7 @@ class OptimizerConfig:
     variance: float = 2e-3
     """Learning rate of v in inv_s = exp(10 v), or 1 / beta = exp(10 v)."""
     background: float = 2e-3
-    """Learning rate of all of the background field.
-
-    Well below the surface's, or it takes over what stands inside."""
+    """Learning rate of all of the background field; confs/base/surroundings.yaml has a higher one."""
     proposals: float = 2e-3
     """Learning rate of proposal networks that are no hash grids (mip-NeRF 360's)."""
     beta2: float = 0.99

@@ -208,7 +208,8 @@ def check_extent(model: Model, config: Any) -> None:
     """
     if config.extent > model.reach:
         what = f"{config.extent:g} is beyond what {type(model).__name__} has a surface in, {model.reach:g}"
-        raise ConfigError("export.extent", what, "set it to 1, or model.background.enabled=true")
+        other = ", or model.background.enabled=true" if hasattr(model, "background") else ""
+        raise ConfigError("export.extent", what, f"set it to 1{other}")
 
 
 def _is_at(key: str, start: str) -> bool:

@@ -135,6 +135,13 @@ def test_colours_and_gradients_are_finite_and_reach_everything() -> None:
         assert parameter.grad.any(), name
 
 
+def test_a_checkpoint_keeps_its_unit() -> None:
+    trained, other = make_background(unit=3.0), make_background(unit=2.0)
+    other.load_state_dict(trained.state_dict())
+    rays = mixed_rays()
+    assert torch.equal(other(rays, None).rgb, trained(rays, None).rgb)
+
+
 @pytest.mark.parametrize("seed", [None, 0])
 def test_proposals_place_the_samples(seed: int | None) -> None:
     background = with_proposals()
@@ -215,6 +222,9 @@ def test_versions_agree(backend: str, num_rays: int | None) -> None:
         ({"num_samples": 0}, r"model\.background\.num_samples"),
         ({"num_samples": 1, "sampler": "proposal"}, r"model\.background\.num_samples: must be at least 2"),
         ({"far": 2.0}, r"model\.background\.far: must be above 2"),
+        ({"hidden_width": 0}, r"model\.background\.hidden_width: must lie in 1\.\.4096"),
+        ({"direction_degree": 9}, r"model\.background\.direction_degree: must lie in 1\.\.5"),
+        ({"surface_density": 0.0}, r"model\.background\.surface_density: must lie in"),
     ],
 )
 def test_config_out_of_range(change: dict[str, float], message: str) -> None:
