@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from encoder import HashGridConfig
 from models.backends import Backends
-from models.compositing import accumulate
 from models.contraction import CONTRACTED_RADIUS, contract
 from models.density_field import DensityField, DensityFieldConfig
 from models.density_surface import check_surface_density
@@ -26,6 +25,7 @@ from models.proposal import (
     ProposalConfig,
     ProposalSampler,
     RayIntervals,
+    dense_sums,
     dense_weights,
     opacities,
     ray_intervals,
@@ -209,8 +209,7 @@ class Background(nn.Module):
             flat, rgb = scale_gradients(alpha.reshape(-1), rgb, distances, self.gradient_scaling)
             alpha = flat.view_as(alpha)
         weights = dense_weights(alpha, self.backend)
-        offsets = torch.arange(len(rays) + 1, device=near.device) * self.num_samples
-        rgb = accumulate(weights.reshape(-1), rgb, offsets, self.backend)
+        rgb = dense_sums(weights, rgb, self.backend)
         return Backdrop(rgb, (*proposed, RayHistogram(intervals.s, weights)))
 
     def query_density(self, positions: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
