@@ -107,6 +107,8 @@ COMMANDS |= {
         *("--config", f"confs/{name}.yaml", *SHORT, f"trainer.max_steps={steps}"),
         f"dataset.img_downscale={downscale}",
         *([] if name.endswith("blender") else ["dataset.holdout=8"]),
+        # So early its densities are low.
+        *(["model.surface_density=2"] if name.startswith("mipnerf360") else []),
     ]
     for name, (steps, downscale) in SHORT_CAPTURES.items()
 }

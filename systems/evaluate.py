@@ -23,6 +23,7 @@ from systems.mesh_against_render import compare_with_render
 from systems.record import Run
 from systems.rendering import RAYS_PER_CHUNK, ViewRender, render_view
 from utils.config import Config
+from utils.errors import ExportError
 from utils.images import depth_to_rgb, normal_to_rgb, panel, to_uint8, write_png
 from utils.memory import Chunks
 from utils.metrics import lpips_missing, lpips_or_none, psnr, ssim
@@ -119,6 +120,9 @@ def test(config: Config, scene: Scene, model: Any, progress: Progress, run: Run,
 
     Without held-out views there is nothing to compare with, and the metrics say so instead of quoting
     training views.
+
+    Raises:
+        ExportError: there is no mesh; everything else is written before.
     """
     chunks = config.test.chunks()
     views = measure_views(scene, model, progress, run, chunks)
@@ -126,7 +130,12 @@ def test(config: Config, scene: Scene, model: Any, progress: Progress, run: Run,
     mean = {name: _mean([view[name] for view in views]) for name in names}
     if config.test.video:
         _write_video(config, scene, model, progress, run, chunks)
-    surface = export_and_compare(config, scene, model, progress, run, step, chunks)
+    failure: ExportError | None = None
+    surface: dict[str, Any] = dict.fromkeys(("mesh", "geometry", "mesh_against_render"))
+    try:
+        surface = export_and_compare(config, scene, model, progress, run, step, chunks)
+    except ExportError as error:
+        failure = error
     metrics = {
         "step": step,
         "split": "held-out" if views else "none (set dataset.holdout to measure)",
@@ -145,6 +154,8 @@ def test(config: Config, scene: Scene, model: Any, progress: Progress, run: Run,
     )
     log.info("held-out: %s", shown)
     log.info("wrote %s", path)
+    if failure is not None:
+        raise failure
     return metrics
 
 

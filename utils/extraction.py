@@ -277,7 +277,8 @@ def _no_surface(lattice: _Lattice, coarse: npt.NDArray[np.float32]) -> ExportErr
         "mesh",
         f"the signed distance has no zero level inside the region: min {low:.4g}, 5 % {p5:.4g}, "
         f"median {p50:.4g}, 95 % {p95:.4g}, max {high:.4g} ({cause})",
-        "check the scene's scale, centre and masks, or train longer",
+        "check the scene's scale, centre and masks, or train longer (or lower a radiance field's "
+        "model.surface_density)",
     )
 
 

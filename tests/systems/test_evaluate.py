@@ -211,6 +211,17 @@ def test_without_held_out_views_there_are_no_metrics(trained: Any, tmp_path: Pat
     assert "no held-out views" in (run.folder / "log.txt").read_text()
 
 
+def test_without_a_mesh_nothing_else_is_lost(trained: Any, tmp_path: Path) -> None:
+    config = tiny_config("test.video=false", "export.min_faces=1000000")
+    run = new_run(config, tmp_path)
+    with pytest.raises(ExportError, match=r"export\.min_faces"):
+        evaluate.test(config, tiny_scene(), trained, final(config), run, step=30)
+    written = json.loads((run.save / "metrics.json").read_text())
+    assert written["mesh"] is None
+    assert written["mean"]["psnr"] > 5.0
+    assert len(list((run.save / "test").glob("*.png"))) == len(written["views"]) > 0
+
+
 def test_a_view_on_which_nothing_is_to_be_seen(tmp_path: Path) -> None:
     """White on white is infinitely good, which JSON cannot say and a mean must not take in."""
     config = tiny_config("test.video=false")
