@@ -167,9 +167,7 @@ class Trainer:
                         continue
                     if self.device_step is not None and (self.step + 1) % config.log_every == 0:
                         # The host waits for the device where numbers are written, and nowhere else.
-                        self._count_bad_steps()
-                        self.bad_steps.name_last(self.step, record)
-                        self._roll_back_if_stuck()
+                        self.look_for_bad_steps(record)
                     self.step += 1
                     self.train_seconds += time.perf_counter() - start
                     meter.add(record, self.step, self.train_seconds, self.fraction_done())
@@ -223,6 +221,16 @@ class Trainer:
             *(self.ray_budget.on_device(self.num_rays, self.device), self.ray_budget.max_rays),
             *(config.optimizer.clip_norm, config.cuda_graph and not self.model.backends.waits),
         )
+
+    def look_for_bad_steps(self, record: StepRecord) -> None:
+        """Ask the device how many steps in a row it has skipped by now; ``record`` is of the latest one.
+
+        Raises:
+            TrainingError: three roll-backs did not help.
+        """
+        self._count_bad_steps()
+        self.bad_steps.name_last(self.step, record)
+        self._roll_back_if_stuck()
 
     def _count_bad_steps(self) -> None:
         """Learn from the device how many steps in a row were bad; without one the number is known."""
