@@ -108,7 +108,7 @@ COMMANDS |= {
         f"dataset.img_downscale={downscale}",
         *([] if name.endswith("blender") else ["dataset.holdout=8"]),
         # So early its densities are low.
-        *(["model.surface_density=2"] if name.startswith("mipnerf360") else []),
+        *(["model.surface_density=2"] if name == "mipnerf360-colmap" else []),
     ]
     for name, (steps, downscale) in SHORT_CAPTURES.items()
 }
