@@ -25,8 +25,9 @@ _TOLERANCE = 0.01
 _LEAST_COSINE = 0.02
 """Of the angle at which a surface is seen, where the depth is reckoned that a pixel of it spans."""
 _NEGLIGIBLE = 0.005
-"""Share of the surface: smaller unseen patches are folds between what is seen, and stay; smaller seen patches
-that nothing seen connects to others are debris, and go."""
+"""Share of the surface, or of the unit sphere, if that is less (surroundings may be vast): smaller unseen
+patches are folds between what is seen, and stay; smaller seen patches that nothing seen connects to others
+are debris, and go."""
 
 
 def views_to_look_through(scene: Scene) -> list[int]:
@@ -111,7 +112,7 @@ def cut_unseen(mesh: TriangleMesh, views: npt.NDArray[np.int64], min_views: int)
     What the cut has severed stays, each part of it, if it is larger than debris.
 
     Args:
-        mesh: in any frame.
+        mesh: in scene space.
         views: ``(V,)`` as :func:`count_views` gives.
         min_views: at least 1.
 
@@ -119,7 +120,7 @@ def cut_unseen(mesh: TriangleMesh, views: npt.NDArray[np.int64], min_views: int)
         ExportError: nothing would be left.
     """
     areas = face_areas_and_normals(mesh)[0]
-    least = _NEGLIGIBLE * areas.sum()
+    least = _NEGLIGIBLE * min(float(areas.sum()), 4.0 * np.pi)
     is_unseen: npt.NDArray[np.bool_] = np.all((views < min_views)[mesh.faces], axis=1)
     is_left = ~is_unseen
     is_left[is_unseen] = _patch_areas(mesh, is_unseen, areas) <= least

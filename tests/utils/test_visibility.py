@@ -143,6 +143,13 @@ def test_what_the_cut_severs_stays() -> None:
     assert not (np.abs(kept.vertices[:, 2]) < 0.1).any(), "nobody sees the leg"
 
 
+def test_the_object_stays_before_vast_surroundings() -> None:
+    around = trimesh.creation.icosphere(subdivisions=4, radius=20.0)
+    walls = TriangleMesh(np.asarray(around.vertices), np.asarray(around.faces, np.int64)[:, ::-1].copy())
+    kept = cut_unseen(joined(ball(), walls), np.full(len(ball().vertices) + len(walls.vertices), 5), 2)
+    assert len(kept.faces) == len(ball().faces) + len(walls.faces)
+
+
 def test_a_ground_seen_at_a_slant_is_seen() -> None:
     ticks = np.linspace(-10.0, 10.0, 200)
     x, y = np.meshgrid(ticks, ticks, indexing="ij")
