@@ -19,16 +19,14 @@ from models.backends import Backends
 from models.contraction import CONTRACTED_RADIUS, contract
 from models.density_field import DensityField, DensityFieldConfig
 from models.density_surface import check_surface_density
-from models.gradient_scaling import scale_gradients
 from models.mlp import Precision
 from models.proposal import (
     ProposalConfig,
     ProposalSampler,
     RayIntervals,
     dense_sums,
-    dense_weights,
-    opacities,
     ray_intervals,
+    scaled_weights,
 )
 from utils.types import RayHistogram, Rays
 
@@ -201,14 +199,18 @@ class Background(nn.Module):
         else:
             intervals, proposed = self.sampler(scaled, near, far, proposal_anneal, generator, num_rays)
         density, features = self.density_field.density(intervals.positions, count)
-        alpha = opacities(density, intervals.lengths, ends=True)
         indices = torch.arange(len(rays), device=near.device).repeat_interleave(self.num_samples)
         rgb = self.density_field.color(features, rays.directions, indices, count, appearance)
-        if self.gradient_scaling > 0:
-            distances = intervals.t_middle.reshape(-1) * self.unit
-            flat, rgb = scale_gradients(alpha.reshape(-1), rgb, distances, self.gradient_scaling)
-            alpha = flat.view_as(alpha)
-        weights = dense_weights(alpha, self.backend)
+        distances = intervals.t_middle * self.unit
+        weights, rgb = scaled_weights(
+            density,
+            rgb,
+            intervals.lengths,
+            distances,
+            ends=True,
+            reach=self.gradient_scaling,
+            backend=self.backend,
+        )
         rgb = dense_sums(weights, rgb, self.backend)
         return Backdrop(rgb, (*proposed, RayHistogram(intervals.s, weights)))
 
@@ -223,6 +225,4 @@ class Background(nn.Module):
         appearance: Float[Tensor, "P A"] | None = None,
     ) -> Float[Tensor, "P 3"]:
         """Colour 0..1 seen along unit directions that point away from the viewer."""
-        _, features = self.density_field.density(contract(positions / self.unit))
-        rows = torch.arange(len(positions), device=positions.device)
-        return self.density_field.color(features, directions, rows, appearance=appearance)
+        return self.density_field.color_at(contract(positions / self.unit), directions, appearance)

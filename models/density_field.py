@@ -93,3 +93,14 @@ class DensityField(nn.Module):
             per_ray = torch.cat([per_ray, appearance], dim=1)
         inputs = torch.cat([features, per_ray.index_select(0, ray_indices)], dim=1)
         return torch.sigmoid(self.color_network(inputs, count))
+
+    def color_at(
+        self,
+        positions: Float[Tensor, "P 3"],
+        directions: Float[Tensor, "P 3"],
+        appearance: Float[Tensor, "P A"] | None = None,
+    ) -> Float[Tensor, "P 3"]:
+        """:meth:`color` where each position has a direction of its own."""
+        _, features = self.density(positions)
+        rows = torch.arange(len(positions), device=positions.device)
+        return self.color(features, directions, rows, appearance=appearance)

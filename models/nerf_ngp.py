@@ -133,10 +133,8 @@ class NGP(BoundedModel):
         self, positions: Float[Tensor, "P 3"], directions: Float[Tensor, "P 3"]
     ) -> Float[Tensor, "P 3"]:
         """Colour 0..1 seen from ``directions`` (unit, pointing away from the viewer)."""
-        _, features = self.density_field.density(positions)
-        rows = torch.arange(len(positions), device=positions.device)
         appearance = None if self.embedding is None else self.embedding.mean(len(positions))
-        return self.density_field.color(features, directions, rows, appearance=appearance)
+        return self.density_field.color_at(positions, directions, appearance)
 
 
 def _alpha(density: Float[Tensor, " S"], samples: RaySamples) -> Float[Tensor, " S"]:

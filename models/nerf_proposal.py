@@ -188,7 +188,5 @@ class ProposalNeRF(UnboundedModel):
         self, positions: Float[Tensor, "P 3"], directions: Float[Tensor, "P 3"]
     ) -> Float[Tensor, "P 3"]:
         """Colour 0..1 seen from ``directions`` (unit, pointing away from the viewer)."""
-        _, features = self.density_field.density(self._contracted(positions))
-        indices = torch.arange(len(positions), device=positions.device)
         appearance = self.mean_appearance(len(positions))
-        return self.density_field.color(features, directions, indices, appearance=appearance)
+        return self.density_field.color_at(self._contracted(positions), directions, appearance)

@@ -27,6 +27,7 @@ from models.compositing import accumulate, render_weights
 from models.contraction import ContractionNorm, contract
 from models.density_field import density_of
 from models.fields import make_network
+from models.gradient_scaling import scale_gradients
 from models.mlp import Precision
 from models.resampling import anneal, resample_intervals
 from models.spacing import Spacing, distances_from_s
@@ -169,6 +170,34 @@ def dense_sums(
     num_rays, num = weights.shape
     offsets = torch.arange(num_rays + 1, device=weights.device) * num
     return accumulate(weights.reshape(-1), values, offsets, backend)
+
+
+def scaled_weights(
+    density: Float[Tensor, " R_N"],
+    rgb: Float[Tensor, "R_N 3"],
+    lengths: Float[Tensor, "R N"],
+    distances: Float[Tensor, "R N"],
+    *,
+    ends: bool,
+    reach: float,
+    backend: str,
+) -> tuple[Float[Tensor, "R N"], Float[Tensor, "R_N 3"]]:
+    """Weights of intervals, and ``rgb`` as it is; gradients fade where the camera is nearer than ``reach``.
+
+    Args:
+        density: one ray after another.
+        rgb: the same.
+        lengths: of the intervals, in the density's units.
+        distances: of their middles from the camera, in those of ``reach``.
+        ends: whether the last interval is opaque.
+        reach: see ``gradient_scaling.py``; 0: gradients stay as they are.
+        backend: of the compositing kernels.
+    """
+    alpha = opacities(density, lengths, ends)
+    if reach > 0:
+        flat, rgb = scale_gradients(alpha.reshape(-1), rgb, distances.reshape(-1), reach)
+        alpha = flat.view_as(alpha)
+    return dense_weights(alpha, backend), rgb
 
 
 def composite_weights(

@@ -18,9 +18,8 @@ from models.appearance import Exposure, ImageEmbedding
 from models.backends import Backends
 from models.contraction import camera_radius
 from models.density_surface import DensitySurface, dense_cells
-from models.gradient_scaling import scale_gradients
 from models.model import Model
-from models.proposal import dense_sums, dense_weights, opacities
+from models.proposal import dense_sums, scaled_weights
 from utils.types import Budget, Progress, RayHistogram, Rays, RenderOutput, Scene
 
 
@@ -105,11 +104,15 @@ class UnboundedModel(Model):
 
         Gradients get fainter near the cameras where that is asked for; ``t_middle`` are distances in units.
         """
-        alpha = opacities(density, lengths, self.is_opaque)
-        if self._scaling_reach > 0:
-            flat, rgb = scale_gradients(alpha.reshape(-1), rgb, t_middle.reshape(-1), self._scaling_reach)
-            alpha = flat.view_as(alpha)
-        return dense_weights(alpha, self.backends.compositing), rgb
+        return scaled_weights(
+            density,
+            rgb,
+            lengths,
+            t_middle,
+            ends=self.is_opaque,
+            reach=self._scaling_reach,
+            backend=self.backends.compositing,
+        )
 
     def composite(
         self,
