@@ -53,7 +53,7 @@ class SyntheticConfig:
     ``glossy`` (a mirror-like sphere and a lacquered box on a board); ``wall`` (a cactus before a large screen
     without texture, seen from the front only); ``niche`` (a deep, nearly plain hollow in a textured shrine);
     ``room`` (a furnished box seen from inside); ``sphere`` (radius 0.5); ``figurine-table`` (the figurine on
-    a table before distant surroundings, for training without masks)."""
+    a table in a painted ball of radius 6, the cameras well within, for training without masks)."""
     num_images: int = 64
     """Views to render, training and held-out together; 2 or more."""
     image_size: int = 200
@@ -221,7 +221,7 @@ def render_views(
         raise ValueError("all cameras must have images of one size")
     width, height = cameras.size[0].tolist()
     poses, lenses = cameras.c2w.double().numpy(), cameras.intrinsics.double().numpy()
-    # A negative grey tells the kernels to look up the surroundings by direction.
+    # A negative grey tells the kernels to show the surroundings.
     grey = -1.0 if scene == "figurine-table" else float(background == "white")
     centres = np.empty((len(cameras), height, width, 4), np.float32)
     smooth = np.empty_like(centres)

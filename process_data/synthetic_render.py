@@ -24,6 +24,9 @@ _HIT = 1e-4
 """A ray has arrived when the bound is below this (scene units): a hundredth of a pixel."""
 _MAX_STEPS = 160
 
+SURROUNDINGS = 6.0
+"""Radius of the painted ball around ``figurine-table`` and the cameras, which are within 3 of the centre."""
+
 _LIGHT = (-0.459, -0.612, 0.644)
 """Towards the one directional light: over the figurine's right shoulder, fixed in the scene."""
 
@@ -183,12 +186,17 @@ def shade(scene, x, y, z, vx, vy, vz):
 
 @no_type_check
 @njit(cache=True, fastmath=True)
-def _environment(dx, dy, dz):
-    """Distant surroundings by direction, sRGB: smooth, but nowhere plain, as mask-free training needs."""
-    sky = mix((0.42, 0.36, 0.30), (0.62, 0.74, 0.86), smoothstep(-0.35, 0.45, dz))
-    wave = math.sin(5.0 * dx + 3.0 * dz) * math.sin(6.0 * dy - 2.0 * dx) + 0.5 * math.sin(
-        11.0 * dz + 7.0 * dx
-    )
+def _surroundings(ox, oy, oz, dx, dy, dz):
+    """sRGB of the painted ball around the scene, seen along a unit ray from within it.
+
+    Nowhere plain, as training without masks needs: coarse waves for direction, fine ones for distance.
+    """
+    along = ox * dx + oy * dy + oz * dz
+    t = math.sqrt(along * along - (ox * ox + oy * oy + oz * oz) + SURROUNDINGS**2) - along
+    x, y, z = (ox + t * dx) / SURROUNDINGS, (oy + t * dy) / SURROUNDINGS, (oz + t * dz) / SURROUNDINGS
+    sky = mix((0.42, 0.36, 0.30), (0.62, 0.74, 0.86), smoothstep(-0.35, 0.45, z))
+    wave = math.sin(5.0 * x + 3.0 * z) * math.sin(6.0 * y - 2.0 * x) + 0.5 * math.sin(11.0 * z + 7.0 * x)
+    wave += 1.5 * math.sin(19.0 * x) * math.sin(19.0 * y) * math.sin(19.0 * z)
     return sky[0] + 0.09 * wave, sky[1] + 0.06 * wave, sky[2] - 0.07 * wave
 
 
@@ -210,7 +218,7 @@ def _look(scene, pose, lens, u, v, background):
         r, g, b = shade(scene, pose[0, 3] + t * dx, pose[1, 3] + t * dy, pose[2, 3] + t * dz, -dx, -dy, -dz)
         return r, g, b, t
     if background < 0.0:
-        r, g, b = _environment(dx, dy, dz)
+        r, g, b = _surroundings(pose[0, 3], pose[1, 3], pose[2, 3], dx, dy, dz)
         return r, g, b, t
     return background, background, background, t
 

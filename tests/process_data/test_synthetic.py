@@ -24,7 +24,7 @@ from process_data.synthetic_field import BOXES, SPHERE_RADIUS
 from process_data.synthetic_figurine import figurine as figurine_field
 from process_data.synthetic_figurine import table
 from process_data.synthetic_mesh import SCENES, SceneName, exact_distance, ground_truth_mesh, signed_distance
-from process_data.synthetic_render import shade
+from process_data.synthetic_render import SURROUNDINGS, shade
 from process_data.synthetic_scenes import glossy, niche, room, thin, wall
 from process_data.synthetic_shapes import smooth_min
 from utils.errors import ConfigError, ExportError
@@ -377,6 +377,28 @@ def test_backgrounds() -> None:
     assert table.masks is None
     corner = torch.stack([table.images.image(view)[0, 0] for view in range(2)])
     assert not torch.equal(corner[0], corner[1]), "the surroundings change with the direction"
+
+
+def test_surroundings_are_at_a_distance() -> None:
+    target = SURROUNDINGS * torch.tensor([0.48, -0.64, 0.6], dtype=torch.float64)
+    starts = torch.tensor([[0.5, -1.2, 2.4], [2.0, -2.0, 0.3], [1.7, 0.4, 1.0]], dtype=torch.float64)
+    lens = torch.tensor([[2e4, 0, 2.5], [0, 2e4, 2.5], [0, 0, 1]])
+
+    def colors_along(ways: torch.Tensor) -> np.ndarray:
+        forward = torch.nn.functional.normalize(ways, dim=1)
+        right = torch.linalg.cross(forward, torch.tensor([[0.0, 0, 1]], dtype=torch.float64).expand(3, 3))
+        right = torch.nn.functional.normalize(right, dim=1)
+        c2w = torch.stack([right, torch.linalg.cross(forward, right), forward, starts], dim=2)
+        cameras = Cameras(c2w.float(), lens.expand(3, 3, 3), torch.tensor([[5, 5]] * 3))
+        rgb, alpha, _ = render_views("figurine-table", cameras)
+        assert alpha.max() == 0
+        return rgb[:, 2, 2]
+
+    # One place on the ball looks the same from everywhere; one direction does not.
+    here = colors_along(target - starts)
+    np.testing.assert_allclose(here, here[[0, 0, 0]], atol=1e-4)
+    parallel = colors_along((target - starts)[[0, 0, 0]])
+    assert np.abs(parallel[1:] - parallel[0]).max(axis=1).min() > 0.02
 
 
 # ----------------------------------------------------------------------------------------------- scene
