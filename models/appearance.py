@@ -62,6 +62,18 @@ def per_image_modules(
     )
 
 
+def appearance_of(
+    embedding: "ImageEmbedding | None", camera_indices: Int64[Tensor, " R"]
+) -> Float[Tensor, "R A"] | None:
+    """What colours depend on besides geometry and direction: learned, of the rays' images."""
+    return None if embedding is None else embedding(camera_indices)
+
+
+def mean_appearance(embedding: "ImageEmbedding | None", count: int) -> Float[Tensor, "P A"] | None:
+    """The same of no particular image, ``count`` times."""
+    return None if embedding is None else embedding.mean(count)
+
+
 class ImageEmbedding(nn.Module):
     """A learned vector for each training image."""
 

@@ -112,10 +112,6 @@ class BoundedModel(Model):
                 groups["grid" if name.endswith("grid.table") else "networks"].append(parameter)
         return groups
 
-    def appearance_of(self, rays: Rays) -> Float[Tensor, "R A"] | None:
-        """What colours depend on besides geometry and direction: learned, of the rays' images."""
-        return None if self.embedding is None else self.embedding(rays.camera_indices)
-
     def march(
         self,
         rays: Rays,

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from models.appearance import AppearanceConfig, per_image_modules
+from models.appearance import AppearanceConfig, appearance_of, mean_appearance, per_image_modules
 from models.backends import Backends
 from models.density_surface import check_surface_density
 from models.gaussians import Gaussians, cone_gaussians
@@ -250,7 +250,7 @@ class MipNeRF360(UnboundedModel):
         else:
             density, features = self.radiance(cones)
             normal = torch.zeros_like(cones.means)
-        rgb = self.color(features, rays.directions, self.appearance_of(rays))
+        rgb = self.color(features, rays.directions, appearance_of(self.embedding, rays.camera_indices))
         t_middle = 0.5 * (distances[:, 1:] + distances[:, :-1])
         weights, rgb = self.weigh(density, rgb, distances.diff(dim=1), t_middle)
         opacity = weights.sum(dim=1)
@@ -280,7 +280,9 @@ class MipNeRF360(UnboundedModel):
     ) -> Float[Tensor, "P 3"]:
         """Colour 0..1 seen along unit directions, that of no particular photograph; differentiable."""
         _, features = self.radiance(self._cubes(positions))
-        return self.color(features, directions, self.mean_appearance(len(positions))).clamp(0.0, 1.0)
+        return self.color(features, directions, mean_appearance(self.embedding, len(positions))).clamp(
+            0.0, 1.0
+        )
 
     def _cubes(self, positions: Float[Tensor, "P 3"]) -> Gaussians:
         # Of points the finest octaves speak, too, which the cones of training have mostly averaged out.

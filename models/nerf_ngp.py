@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from models.appearance import AppearanceConfig
+from models.appearance import AppearanceConfig, appearance_of, mean_appearance
 from models.backends import Backends
 from models.background import BackgroundConfig
 from models.bounded import BoundedModel, Shading, jitter_of
@@ -102,7 +102,7 @@ class NGP(BoundedModel):
         count = None if budget is None else samples.count
         positions = samples.positions(rays)
         density, features = self.density_field.density(positions, count)
-        appearance = self.appearance_of(rays)
+        appearance = appearance_of(self.embedding, rays.camera_indices)
         rgb = self.density_field.color(features, rays.directions, samples.ray_indices, count, appearance)
         normal = torch.zeros_like(positions)
         if generator is None:
@@ -133,7 +133,7 @@ class NGP(BoundedModel):
         self, positions: Float[Tensor, "P 3"], directions: Float[Tensor, "P 3"]
     ) -> Float[Tensor, "P 3"]:
         """Colour 0..1 seen from ``directions`` (unit, pointing away from the viewer)."""
-        appearance = None if self.embedding is None else self.embedding.mean(len(positions))
+        appearance = mean_appearance(self.embedding, len(positions))
         return self.density_field.color_at(positions, directions, appearance)
 
 

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from models.appearance import AppearanceConfig, per_image_modules
+from models.appearance import AppearanceConfig, appearance_of, mean_appearance, per_image_modules
 from models.backends import Backends
 from models.contraction import CONTRACTED_RADIUS, ContractionNorm, contract
 from models.density_field import DensityField, DensityFieldConfig
@@ -156,7 +156,9 @@ class ProposalNeRF(UnboundedModel):
         intervals, proposed = self.sampler(scaled, near, far, progress.proposal_anneal, generator, num_rays)
         density, features = self.density_field.density(intervals.positions, count)
         indices = torch.arange(len(rays), device=near.device).repeat_interleave(self.config.num_samples)
-        rgb = self.density_field.color(features, rays.directions, indices, count, self.appearance_of(rays))
+        rgb = self.density_field.color(
+            features, rays.directions, indices, count, appearance_of(self.embedding, rays.camera_indices)
+        )
         lengths = intervals.lengths
         if self.norm is None:
             # A ray that misses the unit sphere sees nothing.
@@ -188,5 +190,5 @@ class ProposalNeRF(UnboundedModel):
         self, positions: Float[Tensor, "P 3"], directions: Float[Tensor, "P 3"]
     ) -> Float[Tensor, "P 3"]:
         """Colour 0..1 seen from ``directions`` (unit, pointing away from the viewer)."""
-        appearance = self.mean_appearance(len(positions))
+        appearance = mean_appearance(self.embedding, len(positions))
         return self.density_field.color_at(self._contracted(positions), directions, appearance)

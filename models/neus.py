@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from models.appearance import AppearanceConfig
+from models.appearance import AppearanceConfig, appearance_of, mean_appearance
 from models.backends import Backends
 from models.background import BackgroundConfig
 from models.bounded import BoundedModel, Shading, jitter_of
@@ -184,7 +184,7 @@ class NeuS(BoundedModel):
         positions, directions = samples.positions(rays), samples.directions(rays)
         outputs, gradient, laplacian = self.sdf_field.with_laplacian(positions, progress.active_levels, count)
         normal = torch.nn.functional.normalize(gradient, dim=1, eps=1e-6)
-        appearance = self.appearance_of(rays)
+        appearance = appearance_of(self.embedding, rays.camera_indices)
         rgb = self.radiance(outputs, rays.directions, samples.ray_indices, normal, count, appearance)
         sdf = outputs[:, 0]
         cosine = (directions * normal).sum(dim=1)
@@ -253,7 +253,7 @@ class NeuS(BoundedModel):
             at, towards = chunk[:, :3].contiguous(), chunk[:, 3:]
             outputs, gradient = self.sdf_field(at, progress.active_levels)
             normal = torch.nn.functional.normalize(gradient, dim=1, eps=1e-6)
-            appearance = None if self.embedding is None else self.embedding.mean(len(at))
+            appearance = mean_appearance(self.embedding, len(at))
             rows = torch.arange(len(at), device=at.device)
             return self.radiance(outputs, towards, rows, normal, appearance=appearance)
 

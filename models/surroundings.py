@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from models.appearance import ImageEmbedding
+from models.appearance import ImageEmbedding, mean_appearance
 from models.background import Background
 from models.density_surface import DensitySurface, dense_cells
 from models.model import SurfaceModel
@@ -39,7 +39,7 @@ class _Beyond:
     def query_color(
         self, positions: Float[Tensor, "P 3"], directions: Float[Tensor, "P 3"]
     ) -> Float[Tensor, "P 3"]:
-        appearance = None if self.embedding is None else self.embedding.mean(len(positions))
+        appearance = mean_appearance(self.embedding, len(positions))
         return self.background.query_color(positions, directions, appearance)
 
 

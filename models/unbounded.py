@@ -85,14 +85,6 @@ class UnboundedModel(Model):
     ) -> Float[Tensor, "P 3"]:
         """Colour 0..1 seen along unit directions that point away from the viewer."""
 
-    def appearance_of(self, rays: Rays) -> Float[Tensor, "R A"] | None:
-        """What colours depend on besides geometry and direction: learned, of the rays' images."""
-        return None if self.embedding is None else self.embedding(rays.camera_indices)
-
-    def mean_appearance(self, count: int) -> Float[Tensor, "P A"] | None:
-        """The same of no particular image, ``count`` times."""
-        return None if self.embedding is None else self.embedding.mean(count)
-
     def weigh(
         self,
         density: Float[Tensor, " R_N"],

@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from encoder import encode_frequency, frequency_width
-from models.appearance import AppearanceConfig, per_image_modules
+from models.appearance import AppearanceConfig, appearance_of, mean_appearance, per_image_modules
 from models.backends import Backends
 from models.chunks import in_chunks
 from models.density_surface import DensitySurface, check_surface_density, dense_cells, density_normals
@@ -246,7 +246,7 @@ class VanillaNeRF(Model):
         positions = (rays.origins[:, None] + t[..., None] * rays.directions[:, None]).flatten(0, 1)
         raw, hidden = network.geometry(positions)
         density = self.density_of(raw, generator)
-        appearance = None if self.embedding is None else self.embedding(rays.camera_indices)
+        appearance = appearance_of(self.embedding, rays.camera_indices)
         rgb = network.radiance(hidden, rays.directions, appearance)
         if self.config.gradient_scaling > 0:
             density, rgb = scale_gradients(density, rgb, t.flatten(), self.config.gradient_scaling)
@@ -271,7 +271,7 @@ class VanillaNeRF(Model):
         self, positions: Float[Tensor, "P 3"], directions: Float[Tensor, "P 3"]
     ) -> Float[Tensor, "P 3"]:
         """Colour 0..1 seen along unit directions, that of no particular photograph; differentiable."""
-        appearance = None if self.embedding is None else self.embedding.mean(len(positions))
+        appearance = mean_appearance(self.embedding, len(positions))
         return self.fine.radiance(self.fine.geometry(positions)[1], directions, appearance)
 
 
