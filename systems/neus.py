@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from models import Model
@@ -14,6 +14,7 @@ from process_data.batches import Priors
 from systems import losses
 from systems.photo_consistency import photo_consistency
 from systems.schedules import Schedule, check_schedule, proposal_exponent, value_at
+from systems.surface_points import points_in_ball, points_on_surface
 from systems.system import System, SystemConfig, check_weights, given, histogram_terms, pixel_terms
 from utils.errors import ConfigError
 from utils.types import Batch, Field, Progress, RenderOutput
@@ -64,6 +65,9 @@ class LossConfig:
     curvature: Any = 0.0
     """Normal curvature along random tangents at the samples (after PermutoSDF). Typical: 5e-4, falling as
     levels open."""
+    smoothness: Any = 0.0
+    """Normal curvature along random tangents at points spread evenly over the surface: photographs outweigh
+    it where many look, and little else speaks where few do. Typical: 2e-4, from the middle of training on."""
     interlevel: Any = 0.0
     """How much of the background's light its proposals miss (mip-NeRF 360, equation 13), which learn from
     nothing else; needs model.background.sampler=proposal. Typical: 1."""
@@ -101,6 +105,11 @@ class NeuSSystemConfig(SystemConfig):
     curvature_step: float = 0.01
     """Distance of the points that the laplacian and curvature terms compare, scene units: about a cell of the
     finest level that matters. Numerical gradients have a step of their own."""
+    surface_points_per_step: int = 256
+    """Points of the smoothness term; four times as many are looked at to find them."""
+    smoothness_step: float = 0.03
+    """Distance of the points whose gradients the smoothness term compares, scene units: waves that are
+    shorter stay."""
     near_std: float = 0.02
     """Standard deviation of the eikonal_near term's points from their samples, per axis, scene units."""
     consistency_rays: int = 128
@@ -133,15 +142,14 @@ class NeuSSystemConfig(SystemConfig):
             levels = f"levels_end {self.levels_end}, got {self.levels_start}"
             raise ValueError(f"system.levels_start: must not be above {levels}")
         counts = ("sparse_points_per_step", "free_space_points", "random_points_per_step")
-        for key in (*counts, "consistency_rays"):
+        for key in (*counts, "surface_points_per_step", "consistency_rays"):
             if getattr(self, key) < 1:
                 raise ValueError(f"system.{key}: must be at least 1, got {getattr(self, key)}")
         if not self.sparse_max_error > 0:
             raise ValueError(f"system.sparse_max_error: must be above 0, got {self.sparse_max_error}")
-        if not 1e-4 <= self.curvature_step <= 0.5:
-            raise ValueError(f"system.curvature_step: must lie in 1e-4..0.5, got {self.curvature_step}")
-        if not 0 < self.near_std <= 0.5:
-            raise ValueError(f"system.near_std: must lie in (0, 0.5], got {self.near_std}")
+        for key in ("curvature_step", "smoothness_step", "near_std"):
+            if not 1e-4 <= getattr(self, key) <= 0.5:
+                raise ValueError(f"system.{key}: must lie in 1e-4..0.5, got {getattr(self, key)}")
         if not (3 <= self.consistency_patch <= 31 and self.consistency_patch % 2 == 1):
             what = f"must be odd and lie in 3..31, got {self.consistency_patch}"
             raise ValueError(f"system.consistency_patch: {what}")
@@ -227,6 +235,7 @@ class NeuSSystem(System[NeuSSystemConfig]):
                 "eikonal_near": lambda: self._eikonal_near(render, field, generator),
                 "laplacian": lambda: self._laplacian(render, field),
                 "curvature": lambda: self._curvature(render, field, generator),
+                "smoothness": lambda: self._smoothness(field, generator),
             }
         )
         return {name: terms[name]() for name in progress.loss_weights}
@@ -242,11 +251,8 @@ class NeuSSystem(System[NeuSSystemConfig]):
         return losses.free_space(field(positions)[0], is_empty)
 
     def _eikonal_random(self, field: Field, generator: torch.Generator) -> Tensor:
-        shape, device = (self.config.random_points_per_step, 3), generator.device
-        directions = torch.nn.functional.normalize(torch.randn(shape, generator=generator, device=device))
-        # A ball's volume grows with the cube of its radius.
-        radii = torch.rand((shape[0], 1), generator=generator, device=device).pow(1 / 3)
-        return losses.eikonal(field(radii * directions)[1])
+        positions = points_in_ball(self.config.random_points_per_step, generator)
+        return losses.eikonal(field(positions)[1])
 
     def _eikonal_near(self, render: RenderOutput, field: Field, generator: torch.Generator) -> Tensor:
         weights = render.weights.detach()
@@ -271,12 +277,30 @@ class NeuSSystem(System[NeuSSystemConfig]):
     def _curvature(self, render: RenderOutput, field: Field, generator: torch.Generator) -> Tensor:
         # Rays come in random order, and so do the first ones' samples (of patches, where there are any).
         first, step = slice(self.config.random_points_per_step), self.config.curvature_step
-        gradient = given(render.gradient)[first]
-        noise = torch.randn(gradient.shape, generator=generator, device=generator.device)
-        tangent = losses.tangents(gradient.detach(), noise)
-        _, shifted = field(render.positions[first] + step * tangent)
+        gradient, positions = given(render.gradient)[first], render.positions[first]
         keep = None if render.is_sample is None else render.is_sample[first]
-        return losses.curvature(gradient, shifted, tangent, step, keep)
+        return _curvature_along_noise(field, positions, gradient, step, generator, keep)
+
+    def _smoothness(self, field: Field, generator: torch.Generator) -> Tensor:
+        positions, keep = points_on_surface(field, self.config.surface_points_per_step, generator)
+        _, gradient = field(positions)
+        step = self.config.smoothness_step
+        return _curvature_along_noise(field, positions, gradient, step, generator, keep)
+
+
+def _curvature_along_noise(
+    field: Field,
+    positions: Float[Tensor, "S 3"],
+    gradient: Float[Tensor, "S 3"],
+    step: float,
+    generator: torch.Generator,
+    keep: Bool[Tensor, " S"] | None,
+) -> Tensor:
+    """Mean absolute normal curvature at positions with this gradient, each along a random tangent."""
+    noise = torch.randn(gradient.shape, generator=generator, device=generator.device)
+    tangent = losses.tangents(gradient.detach(), noise)
+    _, shifted = field(positions + step * tangent)
+    return losses.curvature(gradient, shifted, tangent, step, keep)
 
 
 def _check_sharpness(schedule: Any) -> None:

@@ -52,6 +52,8 @@ _SWITCHES: dict[str, tuple[str, ...]] = {
         *("system.loss.laplacian", "system.loss.curvature"),
     ),
     "system.curvature_step": ("system.loss.laplacian", "system.loss.curvature"),
+    "system.surface_points_per_step": ("system.loss.smoothness",),
+    "system.smoothness_step": ("system.loss.smoothness",),
     "system.near_std": ("system.loss.eikonal_near",),
     "system.consistency_rays": ("system.loss.photo_consistency",),
     "system.consistency_patch": ("system.loss.photo_consistency",),

@@ -70,10 +70,11 @@ PROPOSALS = (
 EVERY_TERM = (
     "system.loss={opacity: 0.1, sparsity: 0.1, rgb_l2: 1, rgb_charbonnier: 1, sparse_points: 1, depth: 1}",
     "system.loss={depth_prior: 1, normal_prior: 0.1, eikonal_random: 0.1, curvature: 1e-3}",
-    "system.loss={photo_consistency: 0.5, laplacian: 1e-4, eikonal_near: 0.1}",
+    "system.loss={photo_consistency: 0.5, laplacian: 1e-4, eikonal_near: 0.1, smoothness: 1e-3}",
     *("system.consistency_rays=6000", "system.consistency_patch=3", "system.inv_s=[[0,19],[1,21]]"),
     # Of two batches with fewer samples the random numbers would differ.
     *("system.random_points_per_step=16", "system.sparse_points_per_step=16"),
+    "system.surface_points_per_step=16",
 )
 """All but the masks', which are on where there are masks."""
 
@@ -159,7 +160,7 @@ def test_rays_without_room_have_no_part(
     assert int(render.num_samples) <= rendered
     assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
     if served == 0:
-        on_rays = terms.keys() - {"sparse_points", "eikonal_random"}
+        on_rays = terms.keys() - {"sparse_points", "eikonal_random", "smoothness"}
         assert all(float(terms[name].detach()) == 0.0 for name in on_rays)
         return
     chosen = render.is_served.nonzero().squeeze(1)

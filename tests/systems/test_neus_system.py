@@ -293,6 +293,8 @@ def test_background_color(name: Any, color: list[float] | None) -> None:
         ("system.patch_size=2", "system.patch_size"),
         ("system.num_patches=0", "system.num_patches"),
         ("system.near_std=0", "system.near_std"),
+        ("system.smoothness_step=0", "system.smoothness_step"),
+        ("system.surface_points_per_step=0", "system.surface_points_per_step"),
         ("system.consistency_rays=0", "system.consistency_rays"),
         ("system.consistency_patch=8", "system.consistency_patch"),
         ("system.consistency_patch=1", "system.consistency_patch"),
@@ -474,6 +476,52 @@ def test_points_near_the_surface_are_jittered_samples_of_the_largest_weights(see
     assert distance[:20].max() < 0.03 * 5
     alone_again = system.loss_terms(padded, batch, alone, broken, torch.Generator().manual_seed(1))
     assert float(alone_again["eikonal_near"]) == pytest.approx(4.0, rel=1e-4)
+
+
+def test_smoothness_judges_the_surface_by_its_area_alone(seen: Seen) -> None:
+    render, batch, progress, _ = seen
+    asked = []
+
+    def sphere(positions: Tensor) -> tuple[Tensor, Tensor]:
+        asked.append(len(positions))
+        radius = positions.norm(dim=1)
+        return 0.8 * (radius - RADIUS), 0.8 * positions / radius[:, None]
+
+    system = system_of(surface_points_per_step=50, smoothness_step=0.05)
+    generator = torch.Generator().manual_seed(1)
+    alone = replace(progress, loss_weights={"smoothness": 1.0})
+    found = float(system.loss_terms(render, batch, alone, sphere, generator)["smoothness"])
+    # At x + step t, perpendicular, the normal has turned by step / sqrt(r^2 + step^2) along t.
+    assert found == pytest.approx(0.8 / (RADIUS**2 + 0.05**2) ** 0.5, rel=1e-3)
+    assert asked == [200, 50, 50, 50, 50]
+    asked.clear()
+    others = replace(progress, loss_weights={"rgb_l1": 1.0})
+    system.loss_terms(render, batch, others, sphere, generator)
+    assert asked == []
+
+
+def test_smoothness_takes_waves_off_the_surface(seen: Seen) -> None:
+    render, batch, progress, _ = seen
+    height = torch.tensor(0.02, requires_grad=True)
+
+    def wavy(positions: Tensor) -> tuple[Tensor, Tensor]:
+        """A plane with waves of length 0.3."""
+        x, _, z = positions.unbind(1)
+        rise = height * torch.sin(20 * x)
+        slope = 20 * height * torch.cos(20 * x)
+        return z - rise, torch.stack([-slope, torch.zeros_like(x), torch.ones_like(x)], dim=1)
+
+    generator = torch.Generator().manual_seed(1)
+    alone = replace(progress, loss_weights={"smoothness": 1.0})
+    before = None
+    for _ in range(60):
+        term = system_of().loss_terms(render, batch, alone, wavy, generator)["smoothness"]
+        (slope,) = torch.autograd.grad(term, height)
+        before = before or float(term.detach())
+        with torch.no_grad():
+            height -= 1e-5 * slope
+    assert abs(float(height.detach())) < 0.005
+    assert float(term.detach()) < 0.3 * before
 
 
 def test_terms_without_random_points_draw_nothing(seen: Seen) -> None:
