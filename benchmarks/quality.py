@@ -75,7 +75,7 @@ SYNTHETIC = {
     }.items()
 }
 COMMANDS |= SYNTHETIC
-# Of each config without a longer run: one that steps bound, on small pictures, for minutes on one thread.
+# Bounded by steps, on small pictures, for minutes on one thread: where there is no longer run, or an old one.
 SHORT = ["trainer.max_minutes=null", "test.video=false", "export.resolution=256"]
 SHORT_SYNTHETIC = {
     "neus-synthetic-outdoor": 1500,
@@ -86,6 +86,8 @@ SHORT_SYNTHETIC = {
 }
 SHORT_CAPTURES = {
     # Steps, and by what pictures of 800 x 533 to 1080 x 1920 are divided.
+    "neus-blender": (1500, 4),
+    "neus-colmap-wmask": (1500, 4),
     "volsdf-dtu": (1500, 4),
     "volsdf-dtu-wmask": (1500, 4),
     "neuralangelo-dtu": (1500, 4),
