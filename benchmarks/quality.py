@@ -82,7 +82,7 @@ SHORT_SYNTHETIC = {
     "neus-synthetic-room": 1200,
     "volsdf-synthetic": 1500,
     "nerf-synthetic": 1500,
-    "nerf-vanilla-synthetic": 300,
+    "nerf-vanilla-synthetic": 1500,
 }
 SHORT_CAPTURES = {
     # Steps, and by what pictures of 800 x 533 to 1080 x 1920 are divided.
@@ -95,7 +95,7 @@ SHORT_CAPTURES = {
     "neuralangelo-colmap": (1500, 4),
     "nerf-colmap": (1500, 4),
     "nerf-transforms": (1500, 8),
-    "nerf-vanilla-blender": (300, 8),
+    "nerf-vanilla-blender": (1500, 8),
     "mipnerf360-blender": (700, 8),
     "mipnerf360-colmap": (700, 8),
     "mipnerf360-transforms": (700, 16),

@@ -189,14 +189,17 @@ def shade(scene, x, y, z, vx, vy, vz):
 def _surroundings(ox, oy, oz, dx, dy, dz):
     """sRGB of the painted ball around the scene, seen along a unit ray from within it.
 
-    Nowhere plain, as training without masks needs: coarse waves for direction, fine ones for distance.
+    Nowhere plain, as training without masks needs: a broad sky, and spots of 9 down to 2 degrees whose
+    borders say how far away they are.
     """
     along = ox * dx + oy * dy + oz * dz
     t = math.sqrt(along * along - (ox * ox + oy * oy + oz * oz) + SURROUNDINGS**2) - along
     x, y, z = (ox + t * dx) / SURROUNDINGS, (oy + t * dy) / SURROUNDINGS, (oz + t * dz) / SURROUNDINGS
     sky = mix((0.42, 0.36, 0.30), (0.62, 0.74, 0.86), smoothstep(-0.35, 0.45, z))
     wave = math.sin(5.0 * x + 3.0 * z) * math.sin(6.0 * y - 2.0 * x) + 0.5 * math.sin(11.0 * z + 7.0 * x)
-    wave += 1.5 * math.sin(19.0 * x) * math.sin(19.0 * y) * math.sin(19.0 * z)
+    for scale in (19.0, 43.0, 89.0):
+        spots = math.sin(scale * x + z) * math.sin(scale * y + x) + math.sin(scale * z + y)
+        wave += smoothstep(-0.3, 0.3, spots) - 0.5
     return sky[0] + 0.09 * wave, sky[1] + 0.06 * wave, sky[2] - 0.07 * wave
 
 
