@@ -36,7 +36,7 @@ from utils.mesh_report import mesh_report, observed_holes
 from utils.metrics import compare_surfaces
 from utils.raster import contact_sheet
 from utils.types import Scene, TriangleMesh
-from utils.visibility import count_views, cut_unseen, views_to_look_through
+from utils.visibility import Sight, cut_unseen, sight_of, views_to_look_through
 
 logger = logging.getLogger("systems.export")
 
@@ -162,10 +162,12 @@ def export_mesh(
         "kept %s faces, dropped %s in shells and floaters", f"{len(in_scene.faces):,}", f"{dropped:,}"
     )
     observed = observed_holes(in_scene, scene)
-    in_scene = shade_surface(in_scene, model, chunks)
-    if scene.cameras.ndc is not None:
-        in_scene = unwarp_mesh(in_scene, scene.cameras.ndc)
-    in_scene = judge_unseen(in_scene, scene, settings)
+    ndc = scene.cameras.ndc
+    sight = sight_of(in_scene, scene) if ndc is None else None
+    in_scene = shade_surface(in_scene, model, chunks, sight)
+    if ndc is not None:
+        in_scene = unwarp_mesh(in_scene, ndc)
+    in_scene = judge_unseen(in_scene, scene, settings, sight)
     world_from_scene = scene.world_from_scene.cpu().numpy()
     mesh = transform_mesh(in_scene, world_from_scene)
 
@@ -197,7 +199,9 @@ def clean_surface(mesh: TriangleMesh, settings: ExportConfig) -> TriangleMesh:
     return keep_largest_components(mesh, settings.keep_components, settings.min_faces)
 
 
-def judge_unseen(mesh: TriangleMesh, scene: Scene, settings: ExportConfig) -> TriangleMesh:
+def judge_unseen(
+    mesh: TriangleMesh, scene: Scene, settings: ExportConfig, sight: Sight | None = None
+) -> TriangleMesh:
     """Cut off or mark what no camera saw, as ``export.unseen`` says; ``mesh`` is in metric scene space.
 
     Raises:
@@ -205,7 +209,7 @@ def judge_unseen(mesh: TriangleMesh, scene: Scene, settings: ExportConfig) -> Tr
     """
     if settings.unseen == "keep":
         return mesh
-    views = count_views(mesh, scene)
+    views = (sight or sight_of(mesh, scene)).views
     if settings.unseen == "flag":
         return replace(mesh, views=views)
     least = min(settings.min_views, len(views_to_look_through(scene)))
@@ -218,10 +222,13 @@ def judge_unseen(mesh: TriangleMesh, scene: Scene, settings: ExportConfig) -> Tr
     return kept
 
 
-def shade_surface(mesh: TriangleMesh, model: SurfaceModel, chunks: Chunks) -> TriangleMesh:
+def shade_surface(
+    mesh: TriangleMesh, model: SurfaceModel, chunks: Chunks, sight: Sight | None = None
+) -> TriangleMesh:
     """Add normals and colours from the model to a mesh in scene space.
 
-    A gradient that vanishes leaves the normal of the geometry. Colours are seen along minus the normal.
+    A gradient that vanishes leaves the normal of the geometry. Colours are seen from where the photographs
+    were taken, on average; where none shows the place, or without a ``sight``, along minus the normal.
 
     Raises:
         ExportError: more than 99 % of the colours are equal, as with a colour network that was never trained
@@ -230,13 +237,15 @@ def shade_surface(mesh: TriangleMesh, model: SurfaceModel, chunks: Chunks) -> Tr
     device = model.device
     fallback = torch.from_numpy(vertex_normals(mesh)).to(device)
     positions = torch.from_numpy(mesh.vertices.astype(np.float32)).to(device)
+    towards = torch.zeros_like(positions) if sight is None else torch.from_numpy(sight.towards).to(device)
 
     def shade(part: slice) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
         gradient = model.query_gradient(positions[part])
         length = gradient.norm(dim=1, keepdim=True)
         usable = torch.isfinite(length) & (length > 1e-6)
         normal = torch.where(usable, gradient / length.clamp_min(1e-6), fallback[part])
-        rgb = model.query_color(positions[part], -normal)
+        is_seen = towards[part].any(dim=1, keepdim=True)
+        rgb = model.query_color(positions[part], -torch.where(is_seen, towards[part], normal))
         color = (255.0 * rgb.float().nan_to_num().clamp(0.0, 1.0)).round().to(torch.uint8)
         return normal.float().cpu().numpy(), color.cpu().numpy()
 

@@ -1,10 +1,10 @@
-"""Which photographs show which part of a mesh, and cutting off what none of them does.
+"""Which photographs show which part of a mesh, from where, and cutting off what none of them does.
 
 A signed distance closes every surface, also where no camera looked: behind a thing photographed from one
 side there is a bulge, below it a bottom, both invented. They can be cut away, or only be marked.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -37,37 +37,53 @@ def views_to_look_through(scene: Scene) -> list[int]:
     return [views[index] for index in chosen]
 
 
-def count_views(mesh: TriangleMesh, scene: Scene) -> npt.NDArray[np.int64]:
-    """How many of :func:`views_to_look_through` show each vertex: in the frame, from outside, unhidden.
+@dataclass(frozen=True)
+class Sight:
+    """What :func:`views_to_look_through` show of a mesh: in the frame, from outside, unhidden."""
+
+    views: npt.NDArray[np.int64]
+    """How many of them show each vertex, ``(V,)``."""
+    towards: npt.NDArray[np.float32]
+    """Unit vectors from each vertex to where they look from on average, weighted by the squared cosine of the
+    angle to the normal; zeros where none does, ``(V, 3)``."""
+
+
+def sight_of(mesh: TriangleMesh, scene: Scene) -> Sight:
+    """Look at a mesh through the training cameras.
 
     Args:
         mesh: in metric scene space.
         scene: gives the cameras.
-
-    Returns:
-        ``(V,)``.
     """
     cameras = replace(scene.cameras, ndc=None)
     mesh = replace(mesh, normals=vertex_normals(mesh), colors=None)
+    assert mesh.normals is not None
     positions = torch.from_numpy(mesh.vertices).float()
     views = np.zeros(len(mesh.vertices), np.int64)
+    total = np.zeros((len(mesh.vertices), 3))
     for view in views_to_look_through(scene):
-        is_in_frame = project(cameras, view, positions)[2].numpy()
-        views += _is_exposed(mesh, cameras.c2w[view].double().numpy(), is_in_frame)
-    return views
+        c2w = cameras.c2w[view].double().numpy()
+        towards = c2w[:, 3] - mesh.vertices
+        towards /= np.maximum(np.linalg.norm(towards, axis=1, keepdims=True), 1e-12)
+        cosine = (towards * mesh.normals).sum(axis=1)
+        is_candidate = project(cameras, view, positions)[2].numpy() & (cosine > 0)
+        is_exposed = _is_exposed(mesh, c2w, is_candidate, cosine)
+        views += is_exposed
+        total += (is_exposed * cosine**2)[:, None] * towards
+    length = np.linalg.norm(total, axis=1, keepdims=True)
+    return Sight(views, (total / np.maximum(length, 1e-12)).astype(np.float32))
 
 
 def _is_exposed(
-    mesh: TriangleMesh, c2w: npt.NDArray[np.float64], is_candidate: npt.NDArray[np.bool_]
+    mesh: TriangleMesh,
+    c2w: npt.NDArray[np.float64],
+    is_candidate: npt.NDArray[np.bool_],
+    cosine: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.bool_]:
-    """Which of some vertices are seen from outside, with nothing in front, whatever the camera's lens."""
-    assert mesh.normals is not None
-    towards = c2w[:, 3] - mesh.vertices
-    cosine = (towards * mesh.normals).sum(axis=1) / np.maximum(np.linalg.norm(towards, axis=1), 1e-12)
-    is_candidate = is_candidate & (cosine > 0)
+    """Which candidates have nothing in front, whatever the camera's lens; ``cosine`` of all vertices."""
     is_exposed = np.zeros(len(mesh.vertices), bool)
     # A lens may look anywhere: depth maps along the axes of a cube, mostly along one of them alone.
-    in_camera = -towards @ c2w[:, :3]
+    in_camera = (mesh.vertices - c2w[:, 3]) @ c2w[:, :3]
     longest = np.abs(in_camera).argmax(axis=1)
     is_ahead = np.take_along_axis(in_camera, longest[:, None], axis=1)[:, 0] > 0
     for axis in range(3):
@@ -113,7 +129,7 @@ def cut_unseen(mesh: TriangleMesh, views: npt.NDArray[np.int64], min_views: int)
 
     Args:
         mesh: in scene space.
-        views: ``(V,)`` as :func:`count_views` gives.
+        views: ``(V,)`` as :class:`Sight` has them.
         min_views: at least 1.
 
     Raises:

@@ -86,13 +86,22 @@ def test_files_land_in_world_coordinates(tmp_path: Path, scene: Scene):
     assert report.geometry is not None
     assert report.geometry["chamfer"] < 0.3
 
-    # The colour says the normal in scene space; in the file the normals are turned with the world.
+    # In the file the normals are turned with the world. The colour says from where a place is seen, in scene
+    # space: from the camera, which looks along +y, to the right and down; elsewhere from in front of it.
     stored = trimesh.load(tmp_path / "save/mesh.ply", process=False)
     direction = outward / np.linalg.norm(outward, axis=1, keepdims=True)
     np.testing.assert_allclose(stored.vertex_normals, direction, atol=2e-3)
     assert mesh.colors is not None
     in_scene = direction @ (scene.world_from_scene[:3, :3] / 250.0).numpy()
-    np.testing.assert_allclose(mesh.colors / 255.0, 0.5 + 0.5 * in_scene, atol=5e-3)
+    towards = np.array([0, -3, 0]) - (CENTRE.numpy() + RADIUS * in_scene)
+    towards /= np.linalg.norm(towards, axis=1, keepdims=True)
+    facing, right, down = (towards * in_scene).sum(axis=1), -towards[:, 0], towards[:, 2]
+    is_seen = (facing > 0.1) & (right > 0.02) & (down > 0.02)
+    is_hidden = (facing < -0.02) | (right < -0.02) | (down < -0.02)
+    assert is_seen.sum() > 300
+    colors = mesh.colors / 255.0
+    np.testing.assert_allclose(colors[is_seen], 0.5 + 0.5 * towards[is_seen], atol=5e-3)
+    np.testing.assert_allclose(colors[is_hidden], 0.5 + 0.5 * in_scene[is_hidden], atol=5e-3)
 
     transform = json.loads((tmp_path / "save/transform.json").read_text())
     np.testing.assert_allclose(transform["world_from_scene"], scene.world_from_scene.numpy())

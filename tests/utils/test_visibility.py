@@ -10,10 +10,10 @@ import trimesh
 from utils.errors import ExportError
 from utils.extraction import extract_surface
 from utils.lens import project
-from utils.mesh import face_areas_and_normals, face_components, select_faces
+from utils.mesh import face_areas_and_normals, face_components, select_faces, vertex_normals
 from utils.scene import Lens
 from utils.types import Cameras, ImageStack, Scene, TriangleMesh
-from utils.visibility import count_views, cut_unseen, views_to_look_through
+from utils.visibility import cut_unseen, sight_of, views_to_look_through
 
 DISTANCE = 3.0
 RADIUS = 0.5
@@ -55,7 +55,7 @@ def scene_from(*centres: tuple[float, float, float], size: int = 100, train: tup
 
 
 def test_a_camera_sees_the_cap_of_a_ball():
-    views = count_views(ball(), scene_from((DISTANCE, 0, 0), (0, 0, DISTANCE)))
+    views = sight_of(ball(), scene_from((DISTANCE, 0, 0), (0, 0, DISTANCE))).views
     # The horizon of a ball of radius r from distance d lies at x = r^2 / d.
     for axis, seen in ((0, views), (2, views)):
         height = ball().vertices[:, axis]
@@ -68,9 +68,32 @@ def test_a_camera_sees_the_cap_of_a_ball():
     assert (views[both] == 2).all()
 
 
+def test_where_a_ball_is_seen_from_on_average():
+    centres = ((DISTANCE, 0, 0), (0, 0, DISTANCE), (0, 0, 2 * DISTANCE))
+    mesh = ball()
+    normals = vertex_normals(mesh)
+    sight = sight_of(mesh, scene_from(*centres))
+    hidden = sight.views == 0
+    assert hidden.any()
+    assert not sight.towards[hidden].any()
+    np.testing.assert_allclose(np.linalg.norm(sight.towards[~hidden], axis=1), 1.0, atol=1e-6)
+    for vertex in np.nonzero((mesh.vertices[:, [0, 2]] > 0.15).all(axis=1))[0][::5]:
+        expected = np.zeros(3)
+        for centre in centres:
+            towards = np.array(centre) - mesh.vertices[vertex]
+            towards /= np.linalg.norm(towards)
+            expected += (towards @ normals[vertex]) ** 2 * towards
+        expected /= np.linalg.norm(expected)
+        np.testing.assert_allclose(sight.towards[vertex], expected, atol=1e-6)
+    alone = (mesh.vertices[:, 0] > 0.2) & (mesh.vertices[:, 2] < -0.05)
+    towards = np.array(centres[0]) - mesh.vertices[alone]
+    towards /= np.linalg.norm(towards, axis=1, keepdims=True)
+    np.testing.assert_allclose(sight.towards[alone], towards, atol=1e-6)
+
+
 def test_only_training_views_count():
     scene = scene_from((DISTANCE, 0, 0), (-DISTANCE, 0, 0), train=(0,))
-    views = count_views(ball(), scene)
+    views = sight_of(ball(), scene).views
     assert views.max() == 1
     assert not views[ball().vertices[:, 0] < 0].any()
 
@@ -79,7 +102,7 @@ def test_what_stands_in_front_hides():
     # A small ball throws a shadow of its own size and more on the large one.
     small = ball()
     small = replace(small, vertices=0.3 * small.vertices + [1.0, 0.0, 0.0])
-    views = count_views(joined(ball(), small), scene_from((DISTANCE, 0, 0)))
+    views = sight_of(joined(ball(), small), scene_from((DISTANCE, 0, 0))).views
     across = np.linalg.norm(ball().vertices[:, 1:], axis=1)
     front = ball().vertices[:, 0] > 0
     large = views[: len(across)]
@@ -92,7 +115,7 @@ def test_what_is_outside_of_the_frame_is_not_seen():
     front = ball().vertices[:, 0] > 0.4
     inside = (np.abs(ball().vertices[:, 1:]) < 0.15).all(axis=1)
     outside = (np.abs(ball().vertices[:, 1:]) > 0.2).any(axis=1)
-    views = count_views(ball(), scene)
+    views = sight_of(ball(), scene).views
     assert views[front & inside].all()
     assert not views[front & outside].any()
 
@@ -134,7 +157,7 @@ def test_what_the_cut_severs_stays() -> None:
 
     mesh = extract_surface(distance, 96, 1.0)
     scene = looking_from(scene_from(*ring(12, 2.0, 3.0)), 80.0)
-    kept = cut_unseen(mesh, count_views(mesh, scene), 2)
+    kept = cut_unseen(mesh, sight_of(mesh, scene).views, 2)
     areas = np.bincount(face_components(kept), face_areas_and_normals(kept)[0])
     assert len(areas) == 2
     for height in (0.28, -0.25):
@@ -163,7 +186,7 @@ def test_a_ground_seen_at_a_slant_is_seen() -> None:
     for view in scene.train_indices:
         expected += project(scene.cameras, view, torch.from_numpy(ground.vertices).float())[2].numpy()
     assert (expected > 0).sum() > 20_000
-    np.testing.assert_array_equal(count_views(ground, scene), expected)
+    np.testing.assert_array_equal(sight_of(ground, scene).views, expected)
 
 
 def test_a_panorama_sees_all_around() -> None:
@@ -177,7 +200,7 @@ def test_a_panorama_sees_all_around() -> None:
         lenses=(Lens("EQUIRECTANGULAR", (200.0, 100.0), (200, 100)),),
     )
     images = ImageStack.from_images([np.zeros((100, 200, 3), np.uint8)])
-    views = count_views(mesh, replace(scene, cameras=cameras, images=images))
+    views = sight_of(mesh, replace(scene, cameras=cameras, images=images)).views
     assert views.mean() > 0.97
 
 
@@ -186,7 +209,7 @@ def test_of_many_views_a_hundred_are_looked_through() -> None:
     assert len(views_to_look_through(scene)) == 100
     assert views_to_look_through(scene)[0] == 0
     assert views_to_look_through(scene)[-1] == 129
-    assert count_views(ball(), scene).max() == 100
+    assert sight_of(ball(), scene).views.max() == 100
     few = replace(scene, train_indices=(3, 5, 9))
     assert views_to_look_through(few) == [3, 5, 9]
 
