@@ -88,6 +88,7 @@ SHORT_CAPTURES = {
     # Steps, and by what pictures of 800 x 533 to 1080 x 1920 are divided.
     "neus-blender": (1500, 4),
     "neus-colmap-wmask": (1500, 4),
+    "neus-dtu-wmask": (1500, 4),
     "volsdf-dtu": (1500, 4),
     "volsdf-dtu-wmask": (1500, 4),
     "neuralangelo-dtu": (1500, 4),

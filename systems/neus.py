@@ -14,7 +14,7 @@ from process_data.batches import Priors
 from systems import losses
 from systems.photo_consistency import photo_consistency
 from systems.schedules import Schedule, check_schedule, proposal_exponent, value_at
-from systems.surface_points import points_in_ball, points_on_surface
+from systems.surface_points import is_in_field, is_on_surface, points_in_ball, points_near_surface
 from systems.system import System, SystemConfig, check_weights, given, histogram_terms, pixel_terms
 from utils.errors import ConfigError
 from utils.types import Batch, Field, Progress, RenderOutput
@@ -67,7 +67,7 @@ class LossConfig:
     levels open."""
     smoothness: Any = 0.0
     """Normal curvature along random tangents at points spread evenly over the surface: photographs outweigh
-    it where many look, and little else speaks where few do. Typical: 2e-4, from the middle of training on."""
+    it where many look, and little else speaks where few do. Typical: 1e-4, from the middle of training on."""
     interlevel: Any = 0.0
     """How much of the background's light its proposals miss (mip-NeRF 360, equation 13), which learn from
     nothing else; needs model.background.sampler=proposal. Typical: 1."""
@@ -106,10 +106,10 @@ class NeuSSystemConfig(SystemConfig):
     """Distance of the points that the laplacian and curvature terms compare, scene units: about a cell of the
     finest level that matters. Numerical gradients have a step of their own."""
     surface_points_per_step: int = 256
-    """Points of the smoothness term; four times as many are looked at to find them."""
+    """Most points of the smoothness term, at least 1; eight times as many are looked at to find them."""
     smoothness_step: float = 0.03
-    """Distance of the points whose gradients the smoothness term compares, scene units: waves that are
-    shorter stay."""
+    """Distance of the points whose gradients the smoothness term compares, scene units, 1e-4..0.5: waves that
+    are shorter stay."""
     near_std: float = 0.02
     """Standard deviation of the eikonal_near term's points from their samples, per axis, scene units."""
     consistency_rays: int = 128
@@ -282,8 +282,9 @@ class NeuSSystem(System[NeuSSystemConfig]):
         return _curvature_along_noise(field, positions, gradient, step, generator, keep)
 
     def _smoothness(self, field: Field, generator: torch.Generator) -> Tensor:
-        positions, keep = points_on_surface(field, self.config.surface_points_per_step, generator)
-        _, gradient = field(positions)
+        positions, keep = points_near_surface(field, self.config.surface_points_per_step, generator)
+        sdf, gradient = field(positions)
+        keep = keep & is_on_surface(positions, sdf.detach())
         step = self.config.smoothness_step
         return _curvature_along_noise(field, positions, gradient, step, generator, keep)
 
@@ -299,7 +300,10 @@ def _curvature_along_noise(
     """Mean absolute normal curvature at positions with this gradient, each along a random tangent."""
     noise = torch.randn(gradient.shape, generator=generator, device=generator.device)
     tangent = losses.tangents(gradient.detach(), noise)
-    _, shifted = field(positions + step * tangent)
+    beside = positions + step * tangent
+    _, shifted = field(beside)
+    # Where nothing is learned, gradients mean nothing.
+    keep = is_in_field(beside) if keep is None else keep & is_in_field(beside)
     return losses.curvature(gradient, shifted, tangent, step, keep)
 
 

@@ -493,7 +493,7 @@ def test_smoothness_judges_the_surface_by_its_area_alone(seen: Seen) -> None:
     found = float(system.loss_terms(render, batch, alone, sphere, generator)["smoothness"])
     # At x + step t, perpendicular, the normal has turned by step / sqrt(r^2 + step^2) along t.
     assert found == pytest.approx(0.8 / (RADIUS**2 + 0.05**2) ** 0.5, rel=1e-3)
-    assert asked == [200, 50, 50, 50, 50]
+    assert asked == [400, 50, 50, 50]
     asked.clear()
     others = replace(progress, loss_weights={"rgb_l1": 1.0})
     system.loss_terms(render, batch, others, sphere, generator)
