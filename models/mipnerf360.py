@@ -280,9 +280,8 @@ class MipNeRF360(UnboundedModel):
     ) -> Float[Tensor, "P 3"]:
         """Colour 0..1 seen along unit directions, that of no particular photograph; differentiable."""
         _, features = self.radiance(self._cubes(positions))
-        return self.color(features, directions, mean_appearance(self.embedding, len(positions))).clamp(
-            0.0, 1.0
-        )
+        appearance = mean_appearance(self.embedding, len(positions))
+        return self.color(features, directions, appearance).clamp(0.0, 1.0)
 
     def _cubes(self, positions: Float[Tensor, "P 3"]) -> Gaussians:
         # Of points the finest octaves speak, too, which the cones of training have mostly averaged out.

@@ -163,6 +163,7 @@ def export_mesh(
     )
     observed = observed_holes(in_scene, scene)
     ndc = scene.cameras.ndc
+    # In NDC the mesh is still warped, and directions in the world mean nothing to the model.
     sight = sight_of(in_scene, scene) if ndc is None else None
     in_scene = shade_surface(in_scene, model, chunks, sight)
     if ndc is not None:
@@ -229,6 +230,12 @@ def shade_surface(
 
     A gradient that vanishes leaves the normal of the geometry. Colours are seen from where the photographs
     were taken, on average; where none shows the place, or without a ``sight``, along minus the normal.
+
+    Args:
+        mesh: in the model's space.
+        model: the surface.
+        chunks: how many points at once.
+        sight: of this very mesh.
 
     Raises:
         ExportError: more than 99 % of the colours are equal, as with a colour network that was never trained

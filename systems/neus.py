@@ -111,7 +111,8 @@ class NeuSSystemConfig(SystemConfig):
     """Distance of the points whose gradients the smoothness term compares, scene units, 1e-4..0.5: waves that
     are shorter stay."""
     near_std: float = 0.02
-    """Standard deviation of the eikonal_near term's points from their samples, per axis, scene units."""
+    """Standard deviation of the eikonal_near term's points from their samples, per axis, scene units,
+    1e-4..0.5."""
     consistency_rays: int = 128
     """So many of a batch's first rays (of patches, if it has any) the photo_consistency term looks at."""
     consistency_patch: int = 11

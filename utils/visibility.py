@@ -71,7 +71,8 @@ def sight_of(mesh: TriangleMesh, scene: Scene) -> Sight:
         views += is_exposed
         total += (is_exposed * cosine**2)[:, None] * towards
     length = np.linalg.norm(total, axis=1, keepdims=True)
-    return Sight(views, (total / np.maximum(length, 1e-12)).astype(np.float32))
+    towards = np.divide(total, length, out=np.zeros_like(total), where=length > 0)
+    return Sight(views, towards.astype(np.float32))
 
 
 def _is_exposed(
