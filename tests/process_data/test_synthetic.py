@@ -398,7 +398,7 @@ def test_surroundings_are_at_a_distance() -> None:
     here = colors_along(target - starts)
     np.testing.assert_allclose(here, here[[0, 0, 0]], atol=1e-4)
     parallel = colors_along((target - starts)[[0, 0, 0]])
-    assert np.abs(parallel[1:] - parallel[0]).max(axis=1).min() > 0.02
+    assert np.abs(parallel[1:] - parallel[0]).max() > 0.1
 
 
 # ----------------------------------------------------------------------------------------------- scene

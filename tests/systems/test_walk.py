@@ -11,7 +11,7 @@ WALK = [
     *("systems/trainer.py", "systems/neus.py", "systems/system.py", "systems/schedules.py"),
     *("systems/step.py", "process_data/batches.py", "process_data/cameras.py", "utils/types.py"),
     *("models/neus.py", "models/bounded.py", "models/marching/__init__.py", "models/marching/cpu.py"),
-    *("models/marching/packing.py", "models/opacity.py"),
+    *("models/marching/packing.py", "models/opacity.py", "models/appearance.py"),
     *("models/fields.py", "models/sdf_network/__init__.py", "models/sdf_network/cpu.py"),
     *("encoder/hashgrid/__init__.py", "encoder/hashgrid/autograd.py"),
     *("encoder/hashgrid/geometry.py", "encoder/hashgrid/cpu.py"),
