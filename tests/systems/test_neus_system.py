@@ -500,6 +500,20 @@ def test_smoothness_judges_the_surface_by_its_area_alone(seen: Seen) -> None:
     assert asked == []
 
 
+def test_smoothness_asks_nothing_of_what_lies_beyond_the_sphere(seen: Seen) -> None:
+    render, batch, progress, _ = seen
+
+    def table(positions: Tensor) -> tuple[Tensor, Tensor]:
+        """A plane through the sphere, with nothing sensible outside."""
+        up = torch.tensor([0.0, 0, 1]).expand_as(positions)
+        is_outside = positions.norm(dim=1, keepdim=True) > 0.995
+        return positions[:, 2], torch.where(is_outside, torch.nan, up)
+
+    alone = replace(progress, loss_weights={"smoothness": 1.0})
+    system, draw = system_of(smoothness_step=0.2), torch.Generator().manual_seed(1)
+    assert float(system.loss_terms(render, batch, alone, table, draw)["smoothness"]) == 0.0
+
+
 def test_smoothness_takes_waves_off_the_surface(seen: Seen) -> None:
     render, batch, progress, _ = seen
     height = torch.tensor(0.02, requires_grad=True)
