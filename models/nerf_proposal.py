@@ -156,9 +156,8 @@ class ProposalNeRF(UnboundedModel):
         intervals, proposed = self.sampler(scaled, near, far, progress.proposal_anneal, generator, num_rays)
         density, features = self.density_field.density(intervals.positions, count)
         indices = torch.arange(len(rays), device=near.device).repeat_interleave(self.config.num_samples)
-        rgb = self.density_field.color(
-            features, rays.directions, indices, count, appearance_of(self.embedding, rays.camera_indices)
-        )
+        appearance = appearance_of(self.embedding, rays.camera_indices)
+        rgb = self.density_field.color(features, rays.directions, indices, count, appearance)
         lengths = intervals.lengths
         if self.norm is None:
             # A ray that misses the unit sphere sees nothing.
